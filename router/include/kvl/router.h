@@ -1,0 +1,90 @@
+// The HTTP front of a fleet: takes a client's request, chooses a prefill and a decode worker, sends
+// both the same body plus the transfer session, and relays decode's answer as it comes.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvl/config.h"
+#include "kvl/metrics.h"
+#include "kvl/status.h"
+
+namespace kvl {
+
+// A prefill worker. bootstrap_port is what both workers are told beside the host part of `url`;
+// negative: "bootstrap_port": null.
+struct PrefillWorker {
+  std::string url;  // "http://host:port"; no path, no TLS
+  int bootstrap_port = -1;
+};
+
+// Defaults are those of sglang-router where it has the flag. Fields with a row in
+// router_settings() are settings named "router.<field>"; the worker lists are flags only.
+struct RouterOptions {
+  bool pd_disaggregation = false;
+  std::vector<PrefillWorker> prefill;
+  std::vector<std::string> decode;
+  std::vector<std::string> workers;  // without P/D: each request goes to one of these
+
+  std::string host = "0.0.0.0";
+  std::uint16_t port = 30000;          // 0: any free port, see Router::port()
+  std::uint32_t threads = 1;           // loops, each with connection pools of its own
+  std::string policy = "round_robin";  // random, round_robin, least_loaded, power_of_two
+  std::string prefill_policy;          // "": policy
+  std::string decode_policy;           // "": policy
+
+  double request_timeout_secs = 1800;       // a whole request, with retries
+  double connect_timeout_secs = 2;          // to one worker
+  double header_timeout_secs = 30;          // for a client to send a request's head, then its body
+  double idle_timeout_secs = 75;            // a kept-alive client connection without a request
+  double shutdown_grace_period_secs = 180;  // after stop(), for requests in flight
+  std::uint64_t max_payload_size = 512ull << 20;  // bytes of a request body; beyond: 413
+  std::uint32_t max_connections = 16384;  // client connections per thread; beyond: not accepted
+  std::uint32_t retry_max_retries = 5;    // other pairs tried before the first relayed byte
+
+  double health_check_interval_secs = 5;
+  double health_check_timeout_secs = 5;
+  std::uint32_t health_failure_threshold = 3;
+  std::uint32_t health_success_threshold = 1;
+  std::string health_check_endpoint = "/health";
+  bool disable_health_check = false;
+
+  bool inject_rid = false;  // give requests without "rid" one, so that they can be aborted by it
+
+  std::int32_t prometheus_port = -1;  // metrics on a port of their own as well; -1: none, 0: any
+  std::int32_t bootstrap_port = -1;   // the rendezvous in this process as well; -1: none, 0: any
+};
+
+// The settings "router.*" of the struct above.
+std::span<const Setting> router_settings();
+
+// Threads: open(), port(), stop() and visit_metrics() from any thread; run() from one. Memory per
+// idle client connection stays below 64 KiB.
+class Router {
+ public:
+  // Binds the ports. Error codes: invalid_argument (a URL, a policy, no workers), unavailable
+  // (port in use). `error` (optional) receives the sentence for people.
+  static Result<std::unique_ptr<Router>> open(RouterOptions options, std::string* error = nullptr);
+  virtual ~Router() = default;
+
+  virtual std::uint16_t port() const = 0;
+  virtual std::uint16_t prometheus_port() const = 0;  // 0: none
+  virtual std::uint16_t bootstrap_port() const = 0;   // 0: none
+
+  // Serves until stop(); the calling thread is the first loop.
+  virtual void run() = 0;
+  // Accept no more, finish what is in flight within the grace period, then run() returns.
+  // A second call ends the grace period. Before run(): run() returns at once.
+  virtual void stop() = 0;
+  virtual void visit_metrics(MetricVisitor& visitor) const = 0;
+
+ protected:
+  Router() = default;
+  Router(const Router&) = delete;
+  Router& operator=(const Router&) = delete;
+};
+
+}  // namespace kvl
