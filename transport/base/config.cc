@@ -40,8 +40,8 @@ Status in_range(const Setting& row, double value) {
 void flatten(const toml::table& table, const std::string& prefix,
              std::vector<std::pair<std::string, std::string>>& out) {
   for (const auto& [key, node] : table) {
-    const std::string name = prefix.empty() ? std::string(key.str())
-                                            : prefix + "." + std::string(key.str());
+    const std::string name =
+        prefix.empty() ? std::string(key.str()) : prefix + "." + std::string(key.str());
     if (const toml::table* inner = node.as_table()) {
       flatten(*inner, name, out);
     } else if (const auto* text = node.as_string()) {
@@ -60,8 +60,8 @@ struct Loader {
   std::string* error;
 
   Status set(std::string_view name, const std::string& text, const std::string& origin) {
-    const auto row = std::find_if(rows.begin(), rows.end(),
-                                  [&](const Setting& r) { return r.name == name; });
+    const auto row =
+        std::find_if(rows.begin(), rows.end(), [&](const Setting& r) { return r.name == name; });
     if (row == rows.end()) {
       return fail("unknown setting '" + std::string(name) + "' (" + origin +
                   "); kvlane config lists all settings");
@@ -103,10 +103,14 @@ Status parse_value(const Setting& row, std::string_view text, std::int64_t& out)
   std::int64_t scale = 1;
   if (rest != end) {
     const std::string suffix = lower({rest, static_cast<std::size_t>(end - rest)});
-    if (suffix == "k" || suffix == "kb" || suffix == "kib") scale = 1LL << 10;
-    else if (suffix == "m" || suffix == "mb" || suffix == "mib") scale = 1LL << 20;
-    else if (suffix == "g" || suffix == "gb" || suffix == "gib") scale = 1LL << 30;
-    else return {Code::invalid_argument, "unknown suffix; use k, m or g (powers of 1024)"};
+    if (suffix == "k" || suffix == "kb" || suffix == "kib")
+      scale = 1LL << 10;
+    else if (suffix == "m" || suffix == "mb" || suffix == "mib")
+      scale = 1LL << 20;
+    else if (suffix == "g" || suffix == "gb" || suffix == "gib")
+      scale = 1LL << 30;
+    else
+      return {Code::invalid_argument, "unknown suffix; use k, m or g (powers of 1024)"};
   }
   if (__builtin_mul_overflow(value, scale, &out)) {
     return {Code::invalid_argument, "number too large"};

@@ -45,11 +45,16 @@ bool parse_level(std::string_view word, LogLevel& out) {
 
 spdlog::level::level_enum to_spdlog(LogLevel level) {
   switch (level) {
-    case LogLevel::debug: return spdlog::level::debug;
-    case LogLevel::info: return spdlog::level::info;
-    case LogLevel::warning: return spdlog::level::warn;
-    case LogLevel::error: return spdlog::level::err;
-    case LogLevel::off: return spdlog::level::off;
+    case LogLevel::debug:
+      return spdlog::level::debug;
+    case LogLevel::info:
+      return spdlog::level::info;
+    case LogLevel::warning:
+      return spdlog::level::warn;
+    case LogLevel::error:
+      return spdlog::level::err;
+    case LogLevel::off:
+      return spdlog::level::off;
   }
   return spdlog::level::info;
 }
@@ -58,8 +63,8 @@ std::string render(std::string_view event, std::initializer_list<LogField> field
   std::string line(event);
   for (const LogField& field : fields) {
     line.append(" ").append(field.key).append("=");
-    const bool plain = !field.value.empty() &&
-                       field.value.find_first_of(" \"\n\r\t=") == std::string::npos;
+    const bool plain =
+        !field.value.empty() && field.value.find_first_of(" \"\n\r\t=") == std::string::npos;
     if (plain) {
       line += field.value;
       continue;

@@ -52,8 +52,8 @@ void PrometheusText::counter(std::string_view name, std::string_view help,
   line("counter", name, help, labels, value);
 }
 
-void PrometheusText::gauge(std::string_view name, std::string_view help,
-                           const MetricLabels& labels, double value) {
+void PrometheusText::gauge(std::string_view name, std::string_view help, const MetricLabels& labels,
+                           double value) {
   line("gauge", name, help, labels, value);
 }
 

@@ -3,7 +3,7 @@
 
 namespace kvl {
 
-#define KVL_TRANSPORT(name)                                        \
+#define KVL_TRANSPORT(name)                                            \
   std::unique_ptr<Transport> make_##name##_transport(const Settings&); \
   std::vector<Setting> name##_settings();
 #include "transports.inc"
@@ -20,7 +20,7 @@ std::vector<std::unique_ptr<Transport>> make_transports([[maybe_unused]] const S
 std::vector<Setting> transport_settings() {
   std::vector<Setting> rows;
 #define KVL_TRANSPORT(name) \
-  for (Setting& row : name##_settings()) rows.push_back(std::move(row));
+  for (Setting & row : name##_settings()) rows.push_back(std::move(row));
 #include "transports.inc"
 #undef KVL_TRANSPORT
   return rows;

@@ -48,9 +48,14 @@ TEST(Settings, FlagBeatsEnvironmentBeatsFile) {
 
 TEST(Settings, BooleansAreRealAndTheOwnNameBeatsTheAlias) {
   const auto table = rows();
-  for (const auto& [text, expected] : std::vector<std::pair<const char*, bool>>{
-           {"True", true}, {"YES", true}, {"on", true}, {"1", true},
-           {"0", false}, {"False", false}, {"no", false}, {"OFF", false}}) {
+  for (const auto& [text, expected] : std::vector<std::pair<const char*, bool>>{{"True", true},
+                                                                                {"YES", true},
+                                                                                {"on", true},
+                                                                                {"1", true},
+                                                                                {"0", false},
+                                                                                {"False", false},
+                                                                                {"no", false},
+                                                                                {"OFF", false}}) {
     ::setenv("MC_FORCE_SAMPLE", text, 1);
     EXPECT_EQ(Settings::load(table, {}).value().read<Sample>(table).force, expected) << text;
   }
@@ -65,13 +70,18 @@ TEST(Settings, BooleansAreRealAndTheOwnNameBeatsTheAlias) {
 }
 
 TEST(Settings, RefusesUnknownKeysAndBadNumbers) {
-  for (const auto& [name, text] : std::vector<std::pair<std::string, std::string>>{
-           {"sample.lane", "1"}, {"sample.lanes", "0"}, {"sample.lanes", "65"},
-           {"sample.lanes", ""}, {"sample.lanes", "4x"}, {"sample.lanes", "99999999999999g"},
-           {"sample.ratio", "two"}}) {
+  for (const auto& [name, text] :
+       std::vector<std::pair<std::string, std::string>>{{"sample.lane", "1"},
+                                                        {"sample.lanes", "0"},
+                                                        {"sample.lanes", "65"},
+                                                        {"sample.lanes", ""},
+                                                        {"sample.lanes", "4x"},
+                                                        {"sample.lanes", "99999999999999g"},
+                                                        {"sample.ratio", "two"}}) {
     std::string error;
-    EXPECT_EQ(Settings::load(rows(), {.environment = false, .flags = {{name, text}}}, &error).code(),
-              Code::invalid_argument);
+    EXPECT_EQ(
+        Settings::load(rows(), {.environment = false, .flags = {{name, text}}}, &error).code(),
+        Code::invalid_argument);
     EXPECT_NE(error.find(name), std::string::npos) << error;
   }
 }

@@ -16,13 +16,14 @@ namespace kvl {
 // One setting. The default lives in the owner's struct (the member initialiser); the row adds its
 // name, unit, range and help. `alias` is an extra environment variable (for example MC_FORCE_TCP).
 struct Setting {
-  std::string_view name;  // "tcp.lanes": file key; environment KVLANE_TCP_LANES; flag --tcp.lanes
-  std::string_view unit;  // "bytes", "ms", "" for plain numbers
+  std::string_view name;    // "tcp.lanes": file key; environment KVLANE_TCP_LANES; flag --tcp.lanes
+  std::string_view unit;    // "bytes", "ms", "" for plain numbers
   double min = 0, max = 0;  // numbers: inclusive range. min == max: no range
   std::string_view help;
   std::string_view alias;
-  Status (*parse)(const Setting& row, std::string_view text, void* owner_struct);  // null: check only
-  std::string (*fallback)();  // the default as text
+  Status (*parse)(const Setting& row, std::string_view text,
+                  void* owner_struct);  // null: check only
+  std::string (*fallback)();            // the default as text
 };
 
 namespace detail {
@@ -42,9 +43,10 @@ struct MemberOf<F S::*> {
   using Field = F;
 };
 template <typename F>
-using Wire = std::conditional_t<std::is_same_v<F, bool>, bool,
-             std::conditional_t<std::is_integral_v<F>, std::int64_t,
-             std::conditional_t<std::is_floating_point_v<F>, double, std::string>>>;
+using Wire = std::conditional_t<
+    std::is_same_v<F, bool>, bool,
+    std::conditional_t<std::is_integral_v<F>, std::int64_t,
+                       std::conditional_t<std::is_floating_point_v<F>, double, std::string>>>;
 }  // namespace detail
 
 // setting<&TcpConfig::lanes>("tcp.lanes", "", 1, 64, "connections per peer")
@@ -70,8 +72,8 @@ Setting setting(std::string_view name, std::string_view unit, double min, double
 class Settings {
  public:
   struct Source {
-    std::string file;                               // "" none. TOML; tables become dotted names
-    bool environment = true;                        // read KVLANE_* and aliases
+    std::string file;         // "" none. TOML; tables become dotted names
+    bool environment = true;  // read KVLANE_* and aliases
     std::vector<std::pair<std::string, std::string>> flags;  // name, value
   };
   struct Value {

@@ -3,9 +3,9 @@
 //
 //   Engine = rails (one Link and its thread each) + one control connection per peer.
 //
-// Thread-safe: every method may be called by any thread. Events are taken by poll(); user code never
-// runs on an engine thread. With progress = caller there is no thread at all: poll() and wait() drive
-// everything, and somebody has to call them.
+// Thread-safe: every method may be called by any thread. Events are taken by poll(); user code
+// never runs on an engine thread. With progress = caller there is no thread at all: poll() and
+// wait() drive everything, and somebody has to call them.
 #pragma once
 
 #include <array>
@@ -49,12 +49,12 @@ inline constexpr std::size_t kTransferNoteBytesMax = 24;
 inline constexpr std::size_t kMessageBytesMax = 4u << 20;
 
 struct EngineConfig {
-  std::string listen = "0.0.0.0:0";   // control listener
-  std::string advertise;              // address told to others; "" = from listen
+  std::string listen = "0.0.0.0:0";  // control listener
+  std::string advertise;             // address told to others; "" = from listen
   bool force_tcp = false;
-  std::string require;                // "" or a transport name: fail rather than use another
-  std::string transports = "all";     // comma list of names that may be used
-  std::string progress = "thread";    // thread | caller
+  std::string require;              // "" or a transport name: fail rather than use another
+  std::string transports = "all";   // comma list of names that may be used
+  std::string progress = "thread";  // thread | caller
   std::int64_t rails_per_device = 1;
   std::int64_t piece_bytes = 4 << 20;
   std::int64_t piece_runs = 256;
@@ -64,8 +64,8 @@ struct EngineConfig {
   std::int64_t connect_timeout_ms = 5000;
   std::int64_t transfer_timeout_ms = 30000;  // when a Transfer names none
   std::int64_t heartbeat_ms = 300;
-  std::int64_t peer_timeout_ms = 1500;       // silence after which a peer is lost
-  std::int64_t reconnect_ms = 200;           // first pause between attempts; doubles up to 5 s
+  std::int64_t peer_timeout_ms = 1500;  // silence after which a peer is lost
+  std::int64_t reconnect_ms = 200;      // first pause between attempts; doubles up to 5 s
 };
 std::vector<Setting> engine_settings();
 
@@ -75,8 +75,8 @@ struct Transfer {
   PeerHandle peer;
   Direction direction = Direction::write;
   std::span<const PageOp> ops;
-  std::span<const MemoryHandle> locals;    // ours, by PageOp::local_region
-  std::span<const MemoryHandle> remotes;   // the peer's, by PageOp::remote_region
+  std::span<const MemoryHandle> locals;   // ours, by PageOp::local_region
+  std::span<const MemoryHandle> remotes;  // the peer's, by PageOp::remote_region
   ReadyToken after;
   // write only: shown to the peer once, after every byte of the transfer is visible there. Copied.
   std::span<const std::byte> note;
@@ -131,7 +131,7 @@ struct EngineWorld {
   std::unique_ptr<ControlNet> control;                 // default: TCP on EngineConfig::listen
   std::vector<std::unique_ptr<Transport>> transports;  // empty: make_transports(settings)
   std::unique_ptr<MemoryOps> (*make_memory_ops)() = make_host_memory_ops;  // one per rail
-  std::uint64_t seed = 0;                              // 0: from the kernel
+  std::uint64_t seed = 0;                                                  // 0: from the kernel
 };
 
 class Engine {
@@ -144,9 +144,9 @@ class Engine {
   // Ends everything: open transfers end without an event; returns when no rail can touch memory.
   virtual ~Engine() = default;
 
-  virtual std::string address() const = 0;   // what peers pass to connect()
+  virtual std::string address() const = 0;  // what peers pass to connect()
   virtual EngineId id() const = 0;
-  virtual std::uint64_t epoch() const = 0;   // grows with every start of a process on this host
+  virtual std::uint64_t epoch() const = 0;  // grows with every start of a process on this host
 
   // Registers with every rail and tells every peer. The memory must stay mapped until deregistered.
   virtual Result<MemoryHandle> register_memory(const Memory&) = 0;
@@ -157,7 +157,8 @@ class Engine {
   // trying until disconnect(). The same address gives the same handle. Transfers submitted before
   // peer_up wait for it. A peer that dialed us gets its handle in its peer_up event.
   virtual Result<PeerHandle> connect(std::string_view address) = 0;
-  // Transfers end as aborted; no peer_down follows. The peer is fenced on return of the next poll().
+  // Transfers end as aborted; no peer_down follows. The peer is fenced on return of the next
+  // poll().
   virtual Status disconnect(PeerHandle) = 0;
   virtual Result<PeerInfo> describe(PeerHandle) const = 0;
 

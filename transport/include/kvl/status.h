@@ -55,16 +55,25 @@ static_assert(sizeof(Status) == 16);
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                              // NOLINT: implicit
-  Result(Status status) : status_(status) { assert(!status.ok()); }          // NOLINT: implicit
+  Result(T value) : value_(std::move(value)) {}                      // NOLINT: implicit
+  Result(Status status) : status_(status) { assert(!status.ok()); }  // NOLINT: implicit
 
   bool ok() const { return value_.has_value(); }
   explicit operator bool() const { return ok(); }
   Status status() const { return status_; }
   Code code() const { return status_.code(); }
-  T& value() & { assert(ok()); return *value_; }
-  const T& value() const& { assert(ok()); return *value_; }
-  T&& value() && { assert(ok()); return *std::move(value_); }
+  T& value() & {
+    assert(ok());
+    return *value_;
+  }
+  const T& value() const& {
+    assert(ok());
+    return *value_;
+  }
+  T&& value() && {
+    assert(ok());
+    return *std::move(value_);
+  }
   T& operator*() & { return value(); }
   const T& operator*() const& { return value(); }
   T&& operator*() && { return std::move(*this).value(); }
@@ -77,8 +86,8 @@ class [[nodiscard]] Result {
 };
 
 // Passes a failed Status (or the Status of a failed Result) on to the caller.
-#define KVL_TRY(expression)                                   \
-  do {                                                        \
+#define KVL_TRY(expression)                                                              \
+  do {                                                                                   \
     if (::kvl::Status kvl_status_ = (expression); !kvl_status_.ok()) return kvl_status_; \
   } while (false)
 

@@ -74,16 +74,16 @@ enum class Fence : std::uint8_t {
 inline constexpr std::size_t kNoteBytesMax = 32;
 
 struct Limits {
-  std::uint64_t op_bytes_max = UINT32_MAX;     // bytes of one piece
-  std::uint32_t batches_inflight_max = 1024;   // per Link; post() answers exhausted beyond
+  std::uint64_t op_bytes_max = UINT32_MAX;    // bytes of one piece
+  std::uint32_t batches_inflight_max = 1024;  // per Link; post() answers exhausted beyond
 };
 
 // One NIC, port or link of this machine. Two devices of one transport can talk when their domains
 // are equal (for shm: same boot and user; for tcp: always).
 struct Device {
-  std::string name;            // unique within its transport: "eth0", "host", "sim0"
+  std::string name;  // unique within its transport: "eth0", "host", "sim0"
   std::string domain;
-  std::uint32_t caps = 0;      // Cap bits
+  std::uint32_t caps = 0;  // Cap bits
   Limits limits;
   Fence fence = Fence::none;
   std::uint64_t bytes_per_second = 0;  // nominal; 0 unknown
@@ -91,10 +91,22 @@ struct Device {
 };
 
 // Ids are slots with a generation. They name objects of one Link.
-struct MemoryId { std::uint64_t value = 0; friend bool operator==(MemoryId, MemoryId) = default; };
-struct RemoteId { std::uint64_t value = 0; friend bool operator==(RemoteId, RemoteId) = default; };
-struct PeerId { std::uint64_t value = 0; friend bool operator==(PeerId, PeerId) = default; };
-struct Ticket { std::uint64_t value = 0; friend bool operator==(Ticket, Ticket) = default; };
+struct MemoryId {
+  std::uint64_t value = 0;
+  friend bool operator==(MemoryId, MemoryId) = default;
+};
+struct RemoteId {
+  std::uint64_t value = 0;
+  friend bool operator==(RemoteId, RemoteId) = default;
+};
+struct PeerId {
+  std::uint64_t value = 0;
+  friend bool operator==(PeerId, PeerId) = default;
+};
+struct Ticket {
+  std::uint64_t value = 0;
+  friend bool operator==(Ticket, Ticket) = default;
+};
 
 using Blob = std::vector<std::byte>;
 
@@ -117,12 +129,12 @@ struct Batch {
   Ticket ticket;  // the caller's; comes back in the event. Unique among batches in flight
   PeerId peer;
   Direction direction = Direction::write;
-  std::span<const PageOp> ops;          // may be empty: a note alone
-  std::uint64_t begin = 0, end = 0;     // bytes
-  std::span<const MemoryId> locals;     // PageOp::local_region indexes this
-  std::span<const RemoteId> remotes;    // PageOp::remote_region indexes this
+  std::span<const PageOp> ops;        // may be empty: a note alone
+  std::uint64_t begin = 0, end = 0;   // bytes
+  std::span<const MemoryId> locals;   // PageOp::local_region indexes this
+  std::span<const RemoteId> remotes;  // PageOp::remote_region indexes this
   ReadyToken after;
-  std::span<const std::byte> note;      // <= kNoteBytesMax; write only; empty: none
+  std::span<const std::byte> note;  // <= kNoteBytesMax; write only; empty: none
 };
 
 struct Event {
