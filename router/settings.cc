@@ -1,0 +1,80 @@
+// The settings of the router and of the rendezvous: one row per field of their options.
+#include "kvl/bootstrap_server.h"
+#include "kvl/router.h"
+
+namespace kvl {
+
+std::span<const Setting> router_settings() {
+  using O = RouterOptions;
+  static const Setting rows[] = {
+      setting<&O::pd_disaggregation>("router.pd_disaggregation", "", 0, 0,
+                                     "send each request to a prefill and a decode worker"),
+      setting<&O::host>("router.host", "", 0, 0, "address to listen on"),
+      setting<&O::port>("router.port", "", 0, 65535, "port to listen on; 0 takes any free one"),
+      setting<&O::threads>("router.threads", "", 1, 64, "event loops, one thread each"),
+      setting<&O::policy>(
+          "router.policy", "", 0, 0,
+          "how a worker is chosen: random, round_robin, least_loaded, power_of_two"),
+      setting<&O::prefill_policy>("router.prefill_policy", "", 0, 0,
+                                  "policy for prefill workers; empty: router.policy"),
+      setting<&O::decode_policy>("router.decode_policy", "", 0, 0,
+                                 "policy for decode workers; empty: router.policy"),
+      setting<&O::request_timeout_secs>("router.request_timeout_secs", "s", 0.001, 1e6,
+                                        "limit of a whole request, retries included"),
+      setting<&O::connect_timeout_secs>("router.connect_timeout_secs", "s", 0.001, 600,
+                                        "limit of a connection attempt to a worker"),
+      setting<&O::header_timeout_secs>(
+          "router.header_timeout_secs", "s", 0.001, 3600,
+          "limit for a client to send a request's head, then its body"),
+      setting<&O::idle_timeout_secs>("router.idle_timeout_secs", "s", 0.001, 86400,
+                                     "a kept-alive connection without a request is closed after"),
+      setting<&O::shutdown_grace_period_secs>("router.shutdown_grace_period_secs", "s", 0, 86400,
+                                              "limit for requests in flight when asked to stop"),
+      setting<&O::max_payload_size>("router.max_payload_size", "bytes", 1024, 1e12,
+                                    "largest request body; beyond it the answer is 413"),
+      setting<&O::max_connections>("router.max_connections", "", 1, 1e6,
+                                   "client connections per thread; more wait to be accepted"),
+      setting<&O::retry_max_retries>("router.retry_max_retries", "", 0, 64,
+                                     "other workers tried before the first byte of an answer"),
+      setting<&O::health_check_interval_secs>("router.health_check_interval_secs", "s", 0.01, 3600,
+                                              "time between two health checks of a worker"),
+      setting<&O::health_check_timeout_secs>("router.health_check_timeout_secs", "s", 0.01, 3600,
+                                             "limit of one health check"),
+      setting<&O::health_failure_threshold>("router.health_failure_threshold", "", 1, 1000,
+                                            "failures in a row that make a worker unhealthy"),
+      setting<&O::health_success_threshold>("router.health_success_threshold", "", 1, 1000,
+                                            "good checks in a row that make it healthy again"),
+      setting<&O::health_check_endpoint>("router.health_check_endpoint", "", 0, 0,
+                                         "path asked by a health check"),
+      setting<&O::disable_health_check>("router.disable_health_check", "", 0, 0,
+                                        "judge workers by their traffic only"),
+      setting<&O::inject_rid>(
+          "router.inject_rid", "", 0, 0,
+          "give requests without \"rid\" one, so that they can be aborted by it"),
+      setting<&O::prometheus_port>(
+          "router.prometheus_port", "", -1, 65535,
+          "a port for /metrics alone; -1: none (the main port has it too)"),
+      setting<&O::bootstrap_port>("router.bootstrap_port", "", -1, 65535,
+                                  "a port for the rendezvous in this process; -1: none"),
+  };
+  return rows;
+}
+
+std::span<const Setting> bootstrap_settings() {
+  using O = BootstrapServerOptions;
+  static const Setting rows[] = {
+      setting<&O::host>("bootstrap.host", "", 0, 0, "address to listen on"),
+      setting<&O::port>("bootstrap.port", "", 0, 65535, "port to listen on; 0 takes any free one"),
+      setting<&O::lease_min_ms>("bootstrap.lease_min_ms", "ms", 1, 1e9,
+                                "shortest lease; shorter wishes get this"),
+      setting<&O::lease_max_ms>("bootstrap.lease_max_ms", "ms", 1, 1e9,
+                                "longest lease; longer wishes get this"),
+      setting<&O::dp_rank_ttl_ms>("bootstrap.dp_rank_ttl_ms", "ms", 1, 1e9,
+                                  "how long the data-parallel rank of a room is kept"),
+      setting<&O::records_max>("bootstrap.records_max", "", 1, 1e9,
+                               "ranks, and rooms, kept at most; beyond it the answer is 503"),
+  };
+  return rows;
+}
+
+}  // namespace kvl

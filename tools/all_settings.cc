@@ -1,0 +1,19 @@
+// The list of components that have settings. Adding one is a line here.
+#include "kvl/bootstrap_server.h"
+#include "kvl/router.h"
+#include "tools/program.h"
+
+namespace kvl::tools {
+
+std::vector<Setting> all_settings() {
+  std::vector<Setting> rows;
+  for (const std::span<const Setting> component : {
+           router_settings(),
+           bootstrap_settings(),
+       }) {
+    rows.insert(rows.end(), component.begin(), component.end());
+  }
+  return rows;
+}
+
+}  // namespace kvl::tools

@@ -1,0 +1,48 @@
+// Global options and setting flags of the program.
+#include "tools/program.h"
+
+#include <algorithm>
+#include <cstdio>
+
+namespace kvl::tools {
+
+Result<Settings> Program::settings(const SettingFlags& flags) {
+  std::string error;
+  Result<Settings> settings =
+      Settings::load(all_settings(), {.file = config_file, .flags = flags}, &error);
+  if (!settings.ok()) fail(error);
+  return settings;
+}
+
+void Program::fail(std::string_view sentence) {
+  std::fprintf(stderr, "kvlane: %.*s\n", static_cast<int>(sentence.size()), sentence.data());
+  exit_status = 1;
+}
+
+void add_setting_flags(CLI::App& command, std::span<const Setting> rows, std::string_view prefix,
+                       SettingFlags& flags) {
+  for (const Setting& row : rows) {
+    std::string names = "--" + std::string(row.name);
+    if (!prefix.empty() && row.name.starts_with(prefix)) {
+      std::string brief(row.name.substr(prefix.size()));
+      std::replace(brief.begin(), brief.end(), '_', '-');
+      names = "--" + brief + "," + names;
+    }
+    const std::string name(row.name);
+    const std::string fallback = row.fallback();
+    const bool boolean = fallback == "true" || fallback == "false";
+    std::string help(row.help);
+    if (!row.unit.empty()) help += " [" + std::string(row.unit) + "]";
+    if (!fallback.empty()) help += " (" + fallback + ")";
+    const auto store = [&flags, name](const std::string& text) { flags.emplace_back(name, text); };
+    CLI::Option* const option = command.add_option_function<std::string>(names, store, help);
+    if (boolean) {
+      option->expected(0, 1)->default_str("true");
+      option->type_name("[BOOL]");
+    } else {
+      option->type_name("VALUE");
+    }
+  }
+}
+
+}  // namespace kvl::tools
