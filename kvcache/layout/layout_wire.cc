@@ -1,6 +1,6 @@
 // Wire form of PageLayout; byte offsets in docs/wire/page_layout.md.
-#include "kvcache/layout/le_bytes.h"
 #include "kvl/page_layout.h"
+#include "transport/base/wire.h"
 
 namespace kvl {
 namespace {
@@ -12,28 +12,18 @@ constexpr std::size_t kHeaderBytes = 32;
 constexpr std::size_t kGroupBytes = 40;
 constexpr std::size_t kPlaceBytes = 12;
 
-void put_group(std::vector<std::byte>& out, const LayoutGroup& g) {
-  put_le(out, g.layers.first);
-  put_le(out, g.layers.count);
-  put_le(out, g.kv_heads);
-  put_le(out, g.head_dim);
-  put_le(out, g.page_tokens);
-  put_le(out, g.page_count);
-  put_le(out, static_cast<std::uint8_t>(g.dtype));
-  put_le(out, static_cast<std::uint8_t>(g.token_order));
-  put_le(out, g.mla ? kFlagMla : std::uint8_t{0});
-  put_le(out, std::uint8_t{0});
-  put_le(out, std::uint32_t{0});
-  put_le(out, g.page_stride);
+void put_group(WireWriter& out, const LayoutGroup& g) {
+  out.put(g.layers.first).put(g.layers.count).put(g.kv_heads).put(g.head_dim);
+  out.put(g.page_tokens).put(g.page_count);
+  out.put(g.dtype).put(g.token_order).put(g.mla ? kFlagMla : std::uint8_t{0});
+  out.put(std::uint8_t{0}).put(std::uint32_t{0});
+  out.put(g.page_stride);
   for (const std::vector<TensorPlace>* places : {&g.k, &g.v}) {
-    for (const TensorPlace& place : *places) {
-      put_le(out, place.region);
-      put_le(out, place.offset);
-    }
+    for (const TensorPlace& place : *places) out.put(place.region).put(place.offset);
   }
 }
 
-Status get_group(LeReader& in, LayoutGroup& g) {
+Status get_group(WireReader& in, LayoutGroup& g) {
   if (in.left() < kGroupBytes) return {Code::corrupt, "layout: cut short"};
   g.layers.first = in.get<std::uint32_t>();
   g.layers.count = in.get<std::uint32_t>();
@@ -41,8 +31,8 @@ Status get_group(LeReader& in, LayoutGroup& g) {
   g.head_dim = in.get<std::uint32_t>();
   g.page_tokens = in.get<std::uint32_t>();
   g.page_count = in.get<std::uint32_t>();
-  g.dtype = static_cast<Dtype>(in.get<std::uint8_t>());
-  g.token_order = static_cast<TokenOrder>(in.get<std::uint8_t>());
+  g.dtype = in.get<Dtype>();
+  g.token_order = in.get<TokenOrder>();
   const auto flags = in.get<std::uint8_t>();
   const auto zero8 = in.get<std::uint8_t>();
   const auto zero32 = in.get<std::uint32_t>();
@@ -75,23 +65,16 @@ std::vector<std::byte> PageLayout::encode() const {
   for (const LayoutGroup& g : groups_) {
     bytes += kGroupBytes + (g.k.size() + g.v.size()) * kPlaceBytes;
   }
-  std::vector<std::byte> out;
-  out.reserve(bytes);
-  put_le(out, kMagic);
-  put_le(out, kVersion);
-  put_le(out, static_cast<std::uint16_t>(groups_.size()));
-  put_le(out, static_cast<std::uint32_t>(bytes));
-  put_le(out, model_layers_);
-  put_le(out, slice_.tp_size);
-  put_le(out, slice_.tp_rank);
-  put_le(out, slice_.pp_size);
-  put_le(out, slice_.pp_rank);
+  WireWriter out;
+  out.put(kMagic).put(kVersion).put(static_cast<std::uint16_t>(groups_.size()));
+  out.put(static_cast<std::uint32_t>(bytes)).put(model_layers_);
+  out.put(slice_.tp_size).put(slice_.tp_rank).put(slice_.pp_size).put(slice_.pp_rank);
   for (const LayoutGroup& g : groups_) put_group(out, g);
-  return out;
+  return out.take();
 }
 
 Result<PageLayout> PageLayout::decode(std::span<const std::byte> bytes) {
-  LeReader in(bytes);
+  WireReader in(bytes);
   const auto magic = in.get<std::uint32_t>();
   const auto version = in.get<std::uint16_t>();
   const auto group_count = in.get<std::uint16_t>();
