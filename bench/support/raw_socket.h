@@ -31,16 +31,17 @@ namespace kvl::bench {
 
 struct RawSocketOptions {
   int connections = 2;
-  int threads = 1;               // divides connections
-  std::string congestion;        // TCP_CONGESTION; "" the system's
-  int send_buffer_bytes = 0;     // SO_SNDBUF; 0 the kernel tunes it
-  int recv_buffer_bytes = 0;     // SO_RCVBUF
-  bool spin = false;             // retry instead of sleeping in poll(): as a caller-polled Link
+  int threads = 1;            // divides connections
+  std::string congestion;     // TCP_CONGESTION; "" the system's
+  int send_buffer_bytes = 0;  // SO_SNDBUF; 0 the kernel tunes it
+  int recv_buffer_bytes = 0;  // SO_RCVBUF
+  bool spin = false;          // retry instead of sleeping in poll(): as a caller-polled Link
   int timeout_ms = 10'000;
 };
 
-// One shape of batch. Page p of a side is bytes [p * page_bytes, (p + 1) * page_bytes) of the memory
-// that side was opened with. Page i of the batch moves between client_pages[i] and server_pages[i].
+// One shape of batch. Page p of a side is bytes [p * page_bytes, (p + 1) * page_bytes) of the
+// memory that side was opened with. Page i of the batch moves between client_pages[i] and
+// server_pages[i].
 struct RawPlan {
   Direction direction = Direction::write;  // write: client to server
   std::uint32_t page_bytes = 4096;
