@@ -1,6 +1,7 @@
 // Host memory: memfd-backed buffers and the inline MemoryOps.
 #include "kvl/memory.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -31,10 +32,12 @@ Result<std::unique_ptr<SharedBuffer>> SharedBuffer::open(std::uint64_t bytes, co
     return Status{Code::invalid_argument, "shared buffer size"};
   }
   bytes = (bytes + page - 1) / page * page;
-  const int fd = ::memfd_create(name, MFD_CLOEXEC);
+  const int fd = ::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return Status{Code::exhausted, "memfd_create", errno};
   void* data = MAP_FAILED;
-  if (::ftruncate(fd, static_cast<off_t>(bytes)) == 0) {
+  // Sealed at its size, for good: who maps it cannot be killed by SIGBUS when somebody truncates.
+  if (::ftruncate(fd, static_cast<off_t>(bytes)) == 0 &&
+      ::fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0) {
     data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   }
   if (data == MAP_FAILED) {
