@@ -1,0 +1,395 @@
+// The engine: opening, threads, the user's poll and wait.
+#include "kvl/engine.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <sstream>
+
+#include "kvl/log.h"
+#include "transport/core/engine_impl.h"
+#include "transport/core/tcp_control_net.h"
+
+namespace kvl {
+namespace {
+
+// How often progress = caller looks at the control connections while data flows.
+constexpr std::int64_t kControlEveryNs = 20'000;
+
+std::string first_part(const std::string& text) { return text.substr(0, text.find(':')); }
+
+// "libfabric:efa" wants a device whose name begins with efa.
+bool device_wanted(const Device& device, const std::string& require) {
+  const std::size_t colon = require.find(':');
+  return colon == std::string::npos ||
+         device.name.compare(0, require.size() - colon - 1, require, colon + 1) == 0;
+}
+
+bool listed(const std::string& list, std::string_view name) {
+  if (list == "all") return true;
+  std::istringstream words(list);
+  for (std::string word; std::getline(words, word, ',');) {
+    if (word == name) return true;
+  }
+  return false;
+}
+
+Status fail(std::string* error, Code code, const char* context, std::string sentence) {
+  if (error != nullptr) *error = std::move(sentence);
+  return {code, context};
+}
+
+}  // namespace
+
+std::vector<Setting> engine_settings() {
+  using C = EngineConfig;
+  return {
+      setting<&C::listen>("listen", "", 0, 0, "address of the control listener, HOST:PORT"),
+      setting<&C::advertise>("advertise", "", 0, 0, "address told to peers; empty: from listen"),
+      setting<&C::force_tcp>("force_tcp", "", 0, 0, "use tcp only, whatever else is there",
+                             "MC_FORCE_TCP"),
+      setting<&C::require>("require", "", 0, 0, "transport[:device]: fail rather than use another"),
+      setting<&C::transports>("transports", "", 0, 0, "comma list of transports that may be used"),
+      setting<&C::progress>("progress", "", 0, 0, "thread | caller: who drives the rails"),
+      setting<&C::rails_per_device>("rails_per_device", "", 1, 64, "Links, each with a thread"),
+      setting<&C::piece_bytes>("piece_bytes", "bytes", 4096, 1 << 30,
+                               "a transfer is cut into pieces of about this size"),
+      setting<&C::piece_runs>("piece_runs", "", 1, 65536, "most runs in a piece"),
+      setting<&C::pieces_inflight>("pieces_inflight", "", 1, 1024, "pieces per rail and peer"),
+      setting<&C::transfers_max>("transfers_max", "", 1, 8192, "transfers in flight"),
+      setting<&C::peers_max>("peers_max", "", 1, 65536, "peers, both directions together"),
+      setting<&C::connect_timeout_ms>("connect_timeout_ms", "ms", 10, 600000,
+                                      "from dialing to the first rail"),
+      setting<&C::transfer_timeout_ms>("transfer_timeout_ms", "ms", 1, 86400000,
+                                       "deadline of a transfer that names none"),
+      setting<&C::heartbeat_ms>("heartbeat_ms", "ms", 10, 60000, "pause between heartbeats"),
+      setting<&C::peer_timeout_ms>("peer_timeout_ms", "ms", 50, 600000,
+                                   "silence after which a peer is lost"),
+      setting<&C::reconnect_ms>("reconnect_ms", "ms", 1, 60000,
+                                "first pause before dialing again; doubles up to 5 s"),
+  };
+}
+
+Result<std::unique_ptr<Engine>> Engine::open(const Settings& settings, std::string* error) {
+  return open(settings, EngineWorld{}, error);
+}
+
+Result<std::unique_ptr<Engine>> Engine::open(const Settings& settings, EngineWorld world,
+                                             std::string* error) {
+  const auto config = settings.read<EngineConfig>(engine_settings());
+  if (config.progress != "thread" && config.progress != "caller") {
+    return fail(error, Code::invalid_argument, "progress",
+                "progress must be thread or caller, not '" + config.progress + "'");
+  }
+  if (config.force_tcp && !config.require.empty() && first_part(config.require) != "tcp") {
+    return fail(error, Code::invalid_argument, "force_tcp contradicts require",
+                "force_tcp is set, but require=" + config.require + " wants another transport");
+  }
+  auto engine = std::make_unique<EngineImpl>(config, std::move(world));
+  KVL_TRY(engine->start(settings, error));
+  return std::unique_ptr<Engine>(std::move(engine));
+}
+
+EngineImpl::EngineImpl(const EngineConfig& config, EngineWorld world)
+    : config_(config),
+      threaded_(config.progress == "thread"),
+      world_(std::move(world)),
+      clock_(world_.clock != nullptr ? *world_.clock : steady_clock_) {}
+
+Status EngineImpl::start(const Settings& settings, std::string* error) {
+  std::uint64_t seed = world_.seed;
+  if (seed == 0 && ::getrandom(&seed, sizeof(seed), 0) != sizeof(seed)) {
+    return {Code::internal, "getrandom", errno};
+  }
+  random_.seed(seed);
+  for (std::size_t i = 0; i < id_.size(); i += sizeof(std::uint64_t)) {
+    const std::uint64_t word = random_();
+    std::copy_n(reinterpret_cast<const std::byte*>(&word), sizeof(word),
+                id_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  // Wall time orders the starts of processes on one host; the simulator's clock starts at 0.
+  timespec wall{};
+  ::clock_gettime(CLOCK_REALTIME, &wall);
+  epoch_ = world_.clock != nullptr ? static_cast<std::uint64_t>(clock_.now_ns()) + 1
+                                   : static_cast<std::uint64_t>(wall.tv_sec) * 1'000'000'000U +
+                                         static_cast<std::uint64_t>(wall.tv_nsec);
+  control_wake_.reset(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  event_fd_.reset(threaded_ ? ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+                            : ::epoll_create1(EPOLL_CLOEXEC));
+  if (!control_wake_ || !event_fd_) return {Code::exhausted, "engine descriptors", errno};
+  if (!world_.control) {
+    auto net = TcpControlNet::open(config_.listen, config_.advertise);
+    if (!net) {
+      return fail(error, net.code(), "control listener",
+                  "cannot listen on " + config_.listen + ": " + net.status().to_string());
+    }
+    world_.control = std::move(*net);
+  }
+  address_ = world_.control->address();
+  KVL_TRY(open_rails(settings, error));
+  if (threaded_) {
+    for (std::size_t i = 0; i < rails_.size(); ++i) {
+      rails_[i].rail->start_thread("kvl-rail-" + std::to_string(i));
+    }
+    control_thread_ = std::thread([this] { control_loop(); });
+    ::pthread_setname_np(control_thread_.native_handle(), "kvl-control");
+    return {};
+  }
+  const auto watch = [this](int fd) {
+    if (fd < 0) return;
+    epoll_event event{EPOLLIN, {.fd = fd}};
+    ::epoll_ctl(event_fd_.get(), EPOLL_CTL_ADD, fd, &event);
+  };
+  watch(world_.control->wait_fd());
+  watch(control_wake_.get());
+  for (const RailState& state : rails_) {
+    watch(state.rail->wait_fd());
+    watch(state.rail->wake_fd());
+  }
+  return {};
+}
+
+Status EngineImpl::open_rails(const Settings& settings, std::string* error) {
+  transports_ = std::move(world_.transports);
+  if (transports_.empty()) transports_ = make_transports(settings);
+  const std::string required = config_.force_tcp ? "tcp" : first_part(config_.require);
+  std::string missing = "transport '" + required + "' is not built in; kvlane info lists them";
+  for (const auto& transport : transports_) {
+    const std::string name(transport->name());
+    const bool wanted = required.empty() ? listed(config_.transports, name) : name == required;
+    if (!wanted) {
+      unusable_.push_back({name, "", false,
+                           required.empty() ? "not in transports=" + config_.transports
+                                            : "only " + required + " may be used"});
+      continue;
+    }
+    std::vector<Device> devices = transport->devices();
+    if (devices.empty()) {
+      missing = name + ": " + transport->why_unusable();
+      unusable_.push_back({name, "", false, transport->why_unusable()});
+    }
+    for (const Device& device : devices) {
+      if (!device_wanted(device, config_.require)) {
+        missing = name + " has no device '" + config_.require + "'";
+        continue;
+      }
+      for (std::int64_t copy = 0; copy < config_.rails_per_device; ++copy) {
+        const std::size_t index = rails_.size();
+        RailState& state = rails_.emplace_back();
+        state.control = std::make_unique<RailControl>(*this, index);
+        state.rail = std::make_unique<Rail>(index, *this, *transport, device);
+        const Status status = state.rail->open(*state.control, world_.make_memory_ops(), clock_);
+        if (!status.ok()) {
+          log(LogLevel::warning, "rail.open_failed",
+              {{"transport", name}, {"device", device.name}, {"why", status.to_string()}});
+          missing = name + ": " + status.to_string();
+          unusable_.push_back({name, device.name, false, status.to_string()});
+          rails_.pop_back();
+          break;
+        }
+        rail_names_.push_back({name, device.name, device.domain});
+      }
+    }
+  }
+  if (rails_.empty()) {
+    return fail(error, Code::unavailable, "no transport can be used",
+                required.empty() ? "no transport can be used; kvlane info says why"
+                                 : "required transport: " + missing);
+  }
+  return {};
+}
+
+EngineImpl::~EngineImpl() {
+  stopping_.store(true);
+  control_sleeping_.store(true);
+  wake_control();
+  if (control_thread_.joinable()) control_thread_.join();
+  for (RailState& state : rails_) {
+    if (state.rail) state.rail->stop_thread();
+  }
+  if (world_.control) {
+    peers_.for_each([this](std::uint64_t, Peer& peer) {
+      if (peer.conn.value == 0) return;
+      // The peer learns at once; if the message does not get out, the closed connection tells it.
+      [[maybe_unused]] const Status status =
+          world_.control->send(peer.conn, control::encode(control::Type::bye));
+      world_.control->close(peer.conn);
+    });
+  }
+  rails_.clear();  // Links end what is in flight
+}
+
+void EngineImpl::wake_control() {
+  if (!control_sleeping_.exchange(false, std::memory_order_seq_cst)) return;
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const ssize_t n = ::write(control_wake_.get(), &one, sizeof(one));
+}
+
+bool EngineImpl::control_step() {
+  const std::int64_t now_ns = clock_.now_ns();
+  control_events_.clear();
+  world_.control->poll(control_events_);
+  std::vector<ConnId> hang_up;
+  {
+    const Lock lock(mutex_);
+    for (ControlEvent& event : control_events_) on_control(event);
+    if (now_ns >= next_timer_ns_) peer_timers(now_ns);
+    if (now_ns >= next_deadline_ns_) transfer_timers(now_ns);
+    sending_.swap(outbox_);
+    hang_up.swap(hang_up_);
+    has_outbox_.store(false, std::memory_order_relaxed);
+  }
+  const bool busy = !control_events_.empty() || !sending_.empty();
+  for (auto& [conn, bytes] : sending_) {
+    const Status status = world_.control->send(conn, bytes);
+    if (status.ok() || status.code() == Code::not_found) continue;
+    const Lock lock(mutex_);
+    const auto found = connections_.find(conn.value);
+    Peer* const peer = found == connections_.end() ? nullptr : peers_.find(found->second);
+    if (peer != nullptr) peer_lost(*peer, Code::peer_lost, status.context());
+  }
+  sending_.clear();
+  for (const ConnId conn : hang_up) world_.control->close(conn);
+  return busy;
+}
+
+std::int64_t EngineImpl::control_sleep_ms(std::int64_t max_ms) {
+  const Lock lock(mutex_);
+  if (!outbox_.empty()) return 0;
+  const std::int64_t at = std::min(next_timer_ns_, next_deadline_ns_);
+  if (at == INT64_MAX) return max_ms;
+  return std::clamp<std::int64_t>((at - clock_.now_ns() + 999'999) / 1'000'000, 0, max_ms);
+}
+
+void EngineImpl::control_loop() {
+  while (!stopping_.load(std::memory_order_acquire)) {
+    if (control_step()) continue;
+    control_sleeping_.store(true, std::memory_order_seq_cst);
+    const std::int64_t sleep_ms = control_sleep_ms(1000);
+    if (sleep_ms > 0 && !stopping_.load()) {
+      pollfd waits[2] = {{world_.control->wait_fd(), POLLIN, 0}, {control_wake_.get(), POLLIN, 0}};
+      ::poll(waits, 2, static_cast<int>(sleep_ms));
+    }
+    control_sleeping_.store(false, std::memory_order_relaxed);
+    std::uint64_t count = 0;
+    [[maybe_unused]] const ssize_t n = ::read(control_wake_.get(), &count, sizeof(count));
+  }
+}
+
+void EngineImpl::drive(bool control) {
+  const std::unique_lock<std::mutex> driving(drive_mutex_, std::try_to_lock);
+  if (!driving.owns_lock()) return;
+  for (RailState& state : rails_) state.rail->step();
+  const std::int64_t now_ns = clock_.now_ns();
+  if (control || has_outbox_.load(std::memory_order_relaxed) ||
+      now_ns - control_polled_ns_ >= kControlEveryNs) {
+    control_polled_ns_ = now_ns;
+    control_step();
+  }
+}
+
+void EngineImpl::emit(EngineEvent event) {
+  events_.push_back(std::move(event));
+  if (!threaded_ || signalled_) return;
+  signalled_ = true;
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const ssize_t n = ::write(event_fd_.get(), &one, sizeof(one));
+}
+
+std::size_t EngineImpl::poll(std::span<EngineEvent> events) {
+  if (!threaded_) drive(world_.clock != nullptr);
+  const Lock lock(mutex_);
+  std::size_t count = 0;
+  while (count < events.size() && !events_.empty()) {
+    events[count++] = std::move(events_.front());
+    events_.pop_front();
+  }
+  if (threaded_ && signalled_ && events_.empty()) {
+    signalled_ = false;
+    std::uint64_t value = 0;
+    [[maybe_unused]] const ssize_t n = ::read(event_fd_.get(), &value, sizeof(value));
+  }
+  return count;
+}
+
+bool EngineImpl::wait(std::int64_t timeout_ms) {
+  const auto has_events = [this] {
+    const Lock lock(mutex_);
+    return !events_.empty();
+  };
+  if (has_events()) return true;
+  if (threaded_) {
+    pollfd waits{event_fd_.get(), POLLIN, 0};
+    ::poll(&waits, 1, static_cast<int>(std::min<std::int64_t>(timeout_ms, INT32_MAX)));
+    return has_events();
+  }
+  drive(true);
+  if (has_events()) return true;
+  if (timeout_ms <= 0) return false;
+  bool armed = true;
+  std::int64_t sleep_ms = std::min<std::int64_t>(timeout_ms, control_sleep_ms(100));
+  control_sleeping_.store(true, std::memory_order_seq_cst);
+  for (RailState& state : rails_) {
+    const std::lock_guard<std::mutex> driving(drive_mutex_);
+    armed = armed && state.rail->arm();
+    sleep_ms = state.rail->sleep_ms(state.rail->wait_fd() < 0 ? std::min<std::int64_t>(1, sleep_ms)
+                                                              : sleep_ms);
+  }
+  if (armed && !has_outbox_.load(std::memory_order_seq_cst)) {
+    pollfd waits{event_fd_.get(), POLLIN, 0};
+    ::poll(&waits, 1, static_cast<int>(sleep_ms));
+  }
+  for (RailState& state : rails_) state.rail->woken();
+  control_sleeping_.store(false, std::memory_order_relaxed);
+  std::uint64_t count = 0;
+  [[maybe_unused]] const ssize_t n = ::read(control_wake_.get(), &count, sizeof(count));
+  drive(true);
+  return has_events();
+}
+
+void EngineImpl::visit_metrics(MetricVisitor& visitor) const {
+  const Lock lock(mutex_);
+  for (std::size_t i = 0; i < rails_.size(); ++i) {
+    const RailState& state = rails_[i];
+    const MetricLabels labels{{"rail", std::to_string(i)},
+                              {"transport", rail_names_[i].transport},
+                              {"device", rail_names_[i].device}};
+    const auto count = [&](std::string_view name, std::string_view help, const Counter& counter) {
+      visitor.counter(name, help, labels, static_cast<double>(counter.value()));
+    };
+    count("kvl_rail_bytes_total", "Bytes moved by transfers of this engine.", state.bytes);
+    count("kvl_rail_pieces_total", "Pieces completed.", state.pieces);
+    count("kvl_rail_piece_failures_total", "Pieces that ended with an error.", state.failures);
+    count("kvl_rail_notes_total", "Notes received.", state.notes);
+    state.rail->link().visit_metrics(visitor, labels);
+  }
+  visitor.gauge("kvl_peers", "Peers known.", {}, static_cast<double>(peers_.size()));
+  visitor.gauge("kvl_transfers_inflight", "Transfers not ended.", {},
+                static_cast<double>(transfers_.size()));
+  visitor.counter("kvl_control_refused_total", "Control connections or messages refused.", {},
+                  static_cast<double>(refused_.value()));
+  visitor.counter("kvl_piece_retries_total", "Pieces posted again on another path.", {},
+                  static_cast<double>(retries_.value()));
+  visitor.counter("kvl_peers_lost_total", "Peers lost.", {},
+                  static_cast<double>(peers_lost_.value()));
+}
+
+std::vector<TransportInfo> probe_transports(const Settings& settings) {
+  std::vector<TransportInfo> all;
+  for (const auto& transport : make_transports(settings)) {
+    TransportInfo info{std::string(transport->name()), transport->rank(), transport->devices(), {}};
+    if (info.devices.empty()) info.why_unusable = transport->why_unusable();
+    all.push_back(std::move(info));
+  }
+  std::sort(all.begin(), all.end(),
+            [](const TransportInfo& a, const TransportInfo& b) { return a.rank < b.rank; });
+  return all;
+}
+
+}  // namespace kvl

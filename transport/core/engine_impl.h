@@ -1,0 +1,201 @@
+// The engine's insides. One mutex guards peers, transfers, memories and events; it is taken per
+// batch, never per page, and never while a Link works. Links are called by their rail's loop only
+// (registration apart). Files: engine.cc (open, threads, poll), engine_memory.cc, engine_peers.cc
+// (control connections and rails), engine_transfers.cc.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "kvl/engine.h"
+#include "transport/base/slot_map.h"
+#include "transport/core/control_net.h"
+#include "transport/core/peer.h"
+#include "transport/core/rail.h"
+#include "transport/core/transfer.h"
+
+namespace kvl {
+
+class EngineImpl final : public Engine, public RailHost {
+ public:
+  EngineImpl(const EngineConfig& config, EngineWorld world);
+  ~EngineImpl() override;
+  Status start(const Settings& settings, std::string* error);
+
+  std::string address() const override { return address_; }
+  EngineId id() const override { return id_; }
+  std::uint64_t epoch() const override { return epoch_; }
+  Result<MemoryHandle> register_memory(const Memory&) override;
+  Status deregister_memory(MemoryHandle) override;
+  Result<PeerHandle> connect(std::string_view address) override;
+  Status disconnect(PeerHandle) override;
+  Result<PeerInfo> describe(PeerHandle) const override;
+  Result<TransferId> submit(const Transfer&) override;
+  Status cancel(TransferId, std::int64_t deadline_ms) override;
+  Status send(PeerHandle, std::span<const std::byte> message) override;
+  std::size_t poll(std::span<EngineEvent> events) override;
+  bool wait(std::int64_t timeout_ms) override;
+  int event_fd() const override { return event_fd_.get(); }
+  void visit_metrics(MetricVisitor&) const override;
+
+ private:
+  using Lock = std::unique_lock<std::mutex>;
+
+  // Messages of a rail's Link to its peer's Link.
+  class RailControl final : public ControlChannel {
+   public:
+    RailControl(EngineImpl& engine, std::size_t rail) : engine_(engine), rail_(rail) {}
+    Status send(PeerId peer, std::span<const std::byte> message) override {
+      return engine_.send_link_message(rail_, peer, message);
+    }
+
+   private:
+    EngineImpl& engine_;
+    const std::size_t rail_;
+  };
+
+  struct PairName {
+    std::uint64_t peer = 0;
+    std::uint16_t pair = 0;
+    std::uint32_t incarnation = 0;
+  };
+  struct RailState {
+    std::unique_ptr<RailControl> control;
+    std::unique_ptr<Rail> rail;
+    std::deque<PairName> ready;                         // pairs that may have pieces to post
+    bool blocked = false;                               // the Link said exhausted
+    std::unordered_map<std::uint64_t, PairName> peers;  // by link peer
+    Counter bytes, pieces, failures, notes;
+  };
+  struct MemoryState {
+    Memory memory;
+    std::vector<MemoryId> ids;  // by rail; 0: this rail cannot
+    std::uint32_t uses = 0;     // transfers in flight
+    bool ready = false, dropping = false;
+  };
+  // A peer whose process may still write here after we let it go.
+  struct Unfenced {
+    EngineEvent event;
+    UniqueFd process;
+  };
+
+  // RailHost, called from rail loops.
+  std::size_t exchange(std::size_t rail, std::span<const Event> events,
+                       std::span<Post> posts) override;
+  void post_failed(std::size_t rail, const Post&, Status) override;
+  bool has_work(std::size_t rail) override;
+
+  // engine.cc
+  Status open_rails(const Settings& settings, std::string* error);
+  bool control_step();
+  void control_loop();
+  void drive(bool control);
+  void wake_control();
+  void emit(EngineEvent event);
+  std::int64_t control_sleep_ms(std::int64_t max_ms);
+
+  // engine_peers.cc
+  Peer* new_peer(std::string address, bool dialer);
+  void on_control(ControlEvent& event);
+  void on_message(Peer& peer, std::span<const std::byte> message);
+  void on_hello(Peer& peer, std::span<const std::byte> body);
+  void on_rail_message(Peer& peer, control::Type type, const control::PairMessage& message);
+  void dial(Peer& peer);
+  void send_hello(Peer& peer);
+  void queue_message(Peer& peer, std::vector<std::byte> message);
+  Status send_link_message(std::size_t rail, PeerId link_peer, std::span<const std::byte> message);
+  void make_pairs(Peer& peer);
+  Pair* find_pair(Peer& peer, control::PairRef ref);
+  control::PairRef ref_of(const Pair& pair) const {
+    return {pair.dialer_rail, pair.listener_rail, pair.incarnation};
+  }
+  void open_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer);
+  void accept_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer);
+  void on_pair_opened(PairName name, PeerId link_peer, std::vector<std::byte> offer, Status status);
+  void close_pair(Peer& peer, Pair& pair, std::string reason, bool tell);
+  void on_pair_closed(PairName name, PeerId link_peer);
+  void on_remote_closed(Peer& peer, Pair& pair, std::uint32_t incarnation);
+  void on_pair_up(PairName name);
+  void check_up(Peer& peer);
+  void announce(Peer& peer);
+  void say_unreachable(Peer& peer);
+  void peer_lost(Peer& peer, Code code, const char* why);
+  void check_closed(Peer& peer);
+  void peer_timers(std::int64_t now_ns);
+  void timer_at(std::int64_t at_ns) { next_timer_ns_ = std::min(next_timer_ns_, at_ns); }
+  bool alive(PairName name, Peer*& peer, Pair*& pair);
+
+  // engine_memory.cc
+  void export_memory(Peer& peer, Pair& pair, std::uint64_t handle);
+  void export_all(Peer& peer, Pair& pair);
+  void on_memory_export(Peer& peer, const control::ExportMessage& message);
+  void on_memory_drop(Peer& peer, std::uint64_t handle);
+
+  // engine_transfers.cc
+  void on_batch(std::size_t rail, const Event& event);
+  void on_note(std::size_t rail, const Event& event);
+  void on_link_down(std::size_t rail, const Event& event);
+  Status make_pieces(TransferState& transfer);
+  void cancel_posted(const TransferState& transfer);
+  void piece_ended(TransferState& transfer, std::uint32_t piece, Code code, std::uint64_t bytes);
+  bool next_post(Peer& peer, std::uint16_t pair, Post& post);
+  bool choose_rank(const Peer& peer, TransferState& transfer);
+  bool fill_table(Peer& peer, std::uint16_t pair, TransferState& transfer);
+  void end_transfer(TransferState& transfer, Code code, std::int64_t grace_ns);
+  bool check_finished(TransferState& transfer);
+  void finish(TransferState& transfer);
+  void kick(Peer& peer);
+  void kick_pair(Peer& peer, std::uint16_t pair);
+  void transfer_timers(std::int64_t now_ns);
+  void prove(Peer& peer, std::uint16_t pair, std::uint32_t incarnation);
+
+  const EngineConfig config_;
+  const bool threaded_;
+  SteadyClock steady_clock_;
+  EngineWorld world_;
+  const Clock& clock_;
+  std::mt19937_64 random_;
+  EngineId id_{};
+  std::uint64_t epoch_ = 0;
+  std::string address_;
+  std::vector<control::RailName> rail_names_;
+  std::vector<std::unique_ptr<Transport>> transports_;
+  std::deque<RailState> rails_;
+  std::vector<PathInfo> unusable_;  // transports without a device, or not allowed
+
+  mutable std::mutex mutex_;
+  SlotMap<Peer> peers_;
+  std::unordered_map<std::uint64_t, std::uint64_t> connections_;  // conn -> peer
+  std::unordered_map<std::string, std::uint64_t> dialed_;         // address -> peer
+  SlotMap<MemoryState> memories_;
+  SlotMap<TransferState> transfers_;
+  std::vector<std::uint64_t> transfer_ids_;  // by slot, for tickets
+  std::vector<std::pair<ConnId, std::vector<std::byte>>> outbox_;
+  std::vector<ConnId> hang_up_;
+  std::vector<Unfenced> unfenced_;
+  std::deque<EngineEvent> events_;
+  bool signalled_ = false;
+  std::int64_t next_deadline_ns_ = INT64_MAX;  // of any transfer; a lower bound
+  std::int64_t next_timer_ns_ = 0;             // of any peer; a lower bound
+  Counter refused_, retries_, peers_lost_;
+
+  UniqueFd event_fd_;  // for the user
+  UniqueFd control_wake_;
+  std::atomic<bool> control_sleeping_{false}, stopping_{false};
+  std::atomic<bool> has_outbox_{false};
+  std::vector<ControlEvent> control_events_;
+  std::vector<std::pair<ConnId, std::vector<std::byte>>> sending_;
+  std::thread control_thread_;
+  std::mutex drive_mutex_;  // progress = caller: one driver at a time
+  std::int64_t control_polled_ns_ = 0;
+};
+
+}  // namespace kvl

@@ -1,0 +1,748 @@
+// The engine: peers, their control connections and the pairs of rails between us.
+//
+// A pair is one rail of ours joined with one of the peer's. Both sides compute the same list of
+// pairs from the two hellos; the dialer opens each. Every attempt has an incarnation. When a Link
+// loses its peer, the engines tell each other: rail_close and rail_closed both mean "my Link has
+// closed this incarnation, nothing of yours lands here any more".
+#include <poll.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "kvl/log.h"
+#include "transport/core/engine_impl.h"
+
+namespace kvl {
+namespace {
+
+constexpr std::int64_t kMs = 1'000'000;
+constexpr std::int64_t kBackoffMaxNs = 5000 * kMs;
+constexpr std::int64_t kPairBackoffNs = 50 * kMs;
+constexpr std::int64_t kFenceCheckNs = 50 * kMs;
+
+// All pairs of rails of one transport and domain; the shorter side is used round robin.
+template <typename Add>
+void for_each_pair(const std::vector<control::RailName>& dialer,
+                   const std::vector<control::RailName>& listener, Add&& add) {
+  std::vector<bool> seen(dialer.size(), false);
+  for (std::size_t i = 0; i < dialer.size(); ++i) {
+    if (seen[i]) continue;
+    const auto same = [&](const control::RailName& other) {
+      return other.transport == dialer[i].transport && other.domain == dialer[i].domain;
+    };
+    std::vector<std::uint16_t> ours, theirs;
+    for (std::size_t k = i; k < dialer.size(); ++k) {
+      if (!same(dialer[k])) continue;
+      seen[k] = true;
+      ours.push_back(static_cast<std::uint16_t>(k));
+    }
+    for (std::size_t k = 0; k < listener.size(); ++k) {
+      if (same(listener[k])) theirs.push_back(static_cast<std::uint16_t>(k));
+    }
+    if (theirs.empty()) continue;
+    for (std::size_t k = 0; k < std::max(ours.size(), theirs.size()); ++k) {
+      add(ours[k % ours.size()], theirs[k % theirs.size()]);
+    }
+  }
+}
+
+UniqueFd open_process(std::int32_t pid) {
+#ifdef SYS_pidfd_open
+  return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+#else
+  return UniqueFd();
+#endif
+}
+
+bool exited(const UniqueFd& process) {
+  pollfd wait{process.get(), POLLIN, 0};
+  return process && ::poll(&wait, 1, 0) == 1;
+}
+
+}  // namespace
+
+Peer* EngineImpl::new_peer(std::string address, bool dialer) {
+  if (peers_.size() >= static_cast<std::size_t>(config_.peers_max)) return nullptr;
+  const auto [id, peer] = peers_.insert();
+  *peer = Peer{};
+  peer->id = id;
+  peer->address = std::move(address);
+  peer->dialer = dialer;
+  return peer;
+}
+
+Result<PeerHandle> EngineImpl::connect(std::string_view address) {
+  if (address.rfind(':') == std::string_view::npos) {
+    return Status{Code::invalid_argument, "peer address must be HOST:PORT"};
+  }
+  const Lock lock(mutex_);
+  if (const auto known = dialed_.find(std::string(address)); known != dialed_.end()) {
+    return PeerHandle{known->second};
+  }
+  Peer* const peer = new_peer(std::string(address), true);
+  if (peer == nullptr) return Status{Code::exhausted, "peers_max"};
+  dialed_[peer->address] = peer->id;
+  peer->backoff_ns = config_.reconnect_ms * kMs;
+  peer->notice_ns = clock_.now_ns() + config_.connect_timeout_ms * kMs;
+  next_timer_ns_ = 0;  // dial at the next control step
+  wake_control();
+  return PeerHandle{peer->id};
+}
+
+Status EngineImpl::disconnect(PeerHandle handle) {
+  const Lock lock(mutex_);
+  Peer* const peer = peers_.find(handle.value);
+  if (peer == nullptr) return {Code::not_found, "peer"};
+  peer->leaving = true;
+  peer->announced = false;
+  if (peer->dialer) dialed_.erase(peer->address);
+  if (peer->conn.value != 0) queue_message(*peer, control::encode(control::Type::bye));
+  peer_lost(*peer, Code::aborted, "disconnected");
+  return {};
+}
+
+Status EngineImpl::send(PeerHandle handle, std::span<const std::byte> message) {
+  if (message.size() > kMessageBytesMax) return {Code::invalid_argument, "message too long"};
+  const Lock lock(mutex_);
+  Peer* const peer = peers_.find(handle.value);
+  if (peer == nullptr) return {Code::not_found, "peer"};
+  if (peer->state != Peer::State::up) return {Code::peer_lost, "the peer is not up"};
+  queue_message(*peer, control::encode_user(message));
+  return {};
+}
+
+Result<PeerInfo> EngineImpl::describe(PeerHandle handle) const {
+  const Lock lock(mutex_);
+  const Peer* const peer = peers_.find(handle.value);
+  if (peer == nullptr) return Status{Code::not_found, "peer"};
+  PeerInfo info{
+      peer->address, peer->remote.id, peer->remote.epoch, peer->state == Peer::State::up, {}};
+  int best = INT32_MAX;
+  for (const Pair& pair : peer->pairs) {
+    if (pair.state == Pair::State::up) best = std::min(best, pair.rank);
+  }
+  std::vector<const Pair*> pairs;
+  for (const Pair& pair : peer->pairs) pairs.push_back(&pair);
+  std::stable_sort(pairs.begin(), pairs.end(),
+                   [](const Pair* a, const Pair* b) { return a->rank < b->rank; });
+  for (const Pair* pair : pairs) {
+    const bool in_use = pair->state == Pair::State::up && pair->rank == best;
+    std::string reason = pair->reason;
+    if (in_use)
+      reason.clear();
+    else if (pair->state == Pair::State::up)
+      reason = "a better one is up; this one is the reserve";
+    else if (reason.empty())
+      reason = "not connected yet";
+    info.paths.push_back({rail_names_[pair->rail].transport, rail_names_[pair->rail].device, in_use,
+                          std::move(reason)});
+  }
+  for (const control::RailName& rail : rail_names_) {
+    const bool paired = std::any_of(pairs.begin(), pairs.end(), [&](const Pair* pair) {
+      return rail_names_[pair->rail].transport == rail.transport;
+    });
+    if (paired || peer->remote.rails.empty()) continue;
+    const auto there = std::find_if(
+        peer->remote.rails.begin(), peer->remote.rails.end(),
+        [&](const control::RailName& other) { return other.transport == rail.transport; });
+    info.paths.push_back(
+        {rail.transport, rail.device, false,
+         there == peer->remote.rails.end()
+             ? "the peer does not have it"
+             : "not in one domain: here " + rail.domain + ", there " + there->domain});
+  }
+  info.paths.insert(info.paths.end(), unusable_.begin(), unusable_.end());
+  return info;
+}
+
+void EngineImpl::queue_message(Peer& peer, std::vector<std::byte> message) {
+  if (peer.conn.value == 0) return;
+  peer.sent_ns = clock_.now_ns();
+  outbox_.emplace_back(peer.conn, std::move(message));
+  has_outbox_.store(true, std::memory_order_seq_cst);
+  wake_control();
+}
+
+Status EngineImpl::send_link_message(std::size_t rail, PeerId link_peer,
+                                     std::span<const std::byte> message) {
+  if (message.size() > control::kBlobBytesMax) return {Code::invalid_argument, "link message size"};
+  const Lock lock(mutex_);
+  const auto found = rails_[rail].peers.find(link_peer.value);
+  Peer* peer = nullptr;
+  Pair* pair = nullptr;
+  if (found == rails_[rail].peers.end() || !alive(found->second, peer, pair)) {
+    return {Code::not_found, "peer of the link"};
+  }
+  queue_message(*peer, control::encode(control::Type::link_message, ref_of(*pair), message));
+  return {};
+}
+
+bool EngineImpl::alive(PairName name, Peer*& peer, Pair*& pair) {
+  peer = peers_.find(name.peer);
+  if (peer == nullptr || name.pair >= peer->pairs.size()) return false;
+  pair = &peer->pairs[name.pair];
+  return pair->incarnation == name.incarnation;
+}
+
+void EngineImpl::dial(Peer& peer) {
+  const std::int64_t now_ns = clock_.now_ns();
+  auto conn = world_.control->connect(peer.address);
+  if (!conn) {
+    peer.retry_ns = now_ns + peer.backoff_ns;
+    peer.backoff_ns = std::min(peer.backoff_ns * 2, kBackoffMaxNs);
+    if (conn.code() == Code::invalid_argument) peer.notice_ns = now_ns;  // will never work
+    peer.down_code = conn.code();
+    timer_at(std::min(peer.retry_ns, peer.notice_ns));
+    return;
+  }
+  peer.conn = *conn;
+  peer.state = Peer::State::connecting;
+  peer.deadline_ns = now_ns + config_.connect_timeout_ms * kMs;
+  peer.heard_ns = now_ns;
+  connections_[conn->value] = peer.id;
+  timer_at(peer.deadline_ns);
+}
+
+void EngineImpl::send_hello(Peer& peer) {
+  queue_message(
+      peer, control::encode(control::Hello{id_, epoch_, address_,
+                                           static_cast<std::int32_t>(::getpid()), rail_names_}));
+}
+
+void EngineImpl::on_control(ControlEvent& event) {
+  using Kind = ControlEvent::Kind;
+  if (event.kind == Kind::accepted) {
+    Peer* const peer = new_peer(event.remote, false);
+    if (peer == nullptr) {
+      refused_.add();
+      hang_up_.push_back(event.conn);
+      return;
+    }
+    peer->conn = event.conn;
+    peer->state = Peer::State::connecting;
+    peer->heard_ns = clock_.now_ns();
+    peer->deadline_ns = peer->heard_ns + config_.connect_timeout_ms * kMs;
+    connections_[event.conn.value] = peer->id;
+    timer_at(peer->deadline_ns);
+    return;
+  }
+  const auto found = connections_.find(event.conn.value);
+  Peer* const peer = found == connections_.end() ? nullptr : peers_.find(found->second);
+  if (peer == nullptr || peer->conn != event.conn) return;
+  if (event.kind == Kind::connected) {
+    send_hello(*peer);
+  } else if (event.kind == Kind::closed) {
+    peer_lost(*peer, Code::peer_lost, event.status.context());
+  } else if (event.kind == Kind::message) {
+    peer->heard_ns = clock_.now_ns();
+    on_message(*peer, event.bytes);
+  }
+}
+
+void EngineImpl::on_message(Peer& peer, std::span<const std::byte> message) {
+  using control::Type;
+  const auto refuse = [&](const char* why) {
+    refused_.add();
+    log(LogLevel::info, "control.refused", {{"peer", peer.address}, {"why", why}});
+    peer_lost(peer, Code::invalid_argument, why);
+  };
+  if (message.empty()) return refuse("empty control message");
+  const auto type = static_cast<Type>(message[0]);
+  const auto body = message.subspan(1);
+  const bool greeted = peer.state == Peer::State::opening || peer.state == Peer::State::up;
+  if (greeted != (type != Type::hello)) return refuse("control message out of place");
+  switch (type) {
+    case Type::hello:
+      return on_hello(peer, body);
+    case Type::rail_offer:
+    case Type::rail_accept:
+    case Type::rail_close:
+    case Type::rail_closed:
+    case Type::link_message: {
+      const auto decoded = control::decode_pair(body);
+      return decoded ? on_rail_message(peer, type, *decoded) : refuse("malformed rail message");
+    }
+    case Type::memory_add:
+    case Type::memory_drop: {
+      const auto handle = control::decode_memory(body);
+      if (!handle) return refuse("malformed memory message");
+      if (type == Type::memory_drop) return on_memory_drop(peer, *handle);
+      peer.memories[*handle].ways.resize(peer.pairs.size());
+      return;
+    }
+    case Type::memory_export: {
+      const auto decoded = control::decode_export(body);
+      return decoded ? on_memory_export(peer, *decoded) : refuse("malformed memory export");
+    }
+    case Type::user: {
+      EngineEvent event;
+      event.kind = EngineEvent::Kind::message;
+      event.peer = {peer.id};
+      event.epoch = peer.remote.epoch;
+      event.data.assign(body.begin(), body.end());
+      announce(peer);  // the other side is up, so we are
+      return emit(std::move(event));
+    }
+    case Type::heartbeat:
+      return;
+    case Type::bye:
+      return peer_lost(peer, Code::peer_lost, "the peer has left");
+  }
+  refuse("unknown control message");
+}
+
+void EngineImpl::on_hello(Peer& peer, std::span<const std::byte> body) {
+  auto hello = control::decode_hello(body);
+  if (!hello) {
+    refused_.add();
+    return peer_lost(peer, hello.code(), hello.status().context());
+  }
+  peer.remote = std::move(*hello);
+  if (!peer.dialer) {
+    peer.address = peer.remote.address;
+    send_hello(peer);
+  }
+  peer.state = Peer::State::opening;
+  peer.deadline_ns = clock_.now_ns() + config_.connect_timeout_ms * kMs;
+  timer_at(peer.deadline_ns);
+  make_pairs(peer);
+  if (peer.pairs.empty()) {
+    log(LogLevel::warning, "peer.no_common_transport",
+        {{"peer", peer.address}, {"hint", "kvlane doctor shows what each side has"}});
+    return peer_lost(peer, Code::unsupported, "no transport in common");
+  }
+  memories_.for_each([&](std::uint64_t handle, const MemoryState& memory) {
+    if (memory.ready && memory.memory.access != Access::local) {
+      queue_message(peer, control::encode_memory(control::Type::memory_add, handle));
+    }
+  });
+  if (peer.dialer) {
+    for (Pair& pair : peer.pairs) open_pair(peer, pair, {});
+  }
+}
+
+void EngineImpl::make_pairs(Peer& peer) {
+  // Attempts are numbered on, so that a late message of an earlier epoch names none of these.
+  std::uint32_t newest = 0;
+  for (const Pair& pair : peer.pairs) newest = std::max(newest, pair.incarnation);
+  peer.pairs.clear();
+  peer.memories.clear();
+  ++peer.version;
+  const auto& dialer = peer.dialer ? rail_names_ : peer.remote.rails;
+  const auto& listener = peer.dialer ? peer.remote.rails : rail_names_;
+  for_each_pair(dialer, listener, [&](std::uint16_t d, std::uint16_t l) {
+    Pair pair;
+    pair.dialer_rail = d;
+    pair.listener_rail = l;
+    pair.rail = peer.dialer ? d : l;
+    pair.rank = rails_[pair.rail].rail->transport().rank();
+    pair.backoff_ns = kPairBackoffNs;
+    pair.incarnation = pair.remote_closed = newest;
+    if (rails_[pair.rail].rail->device().fence == Fence::process_exit && !peer.process) {
+      peer.process = open_process(peer.remote.pid);
+    }
+    peer.pairs.push_back(std::move(pair));
+  });
+}
+
+Pair* EngineImpl::find_pair(Peer& peer, control::PairRef ref) {
+  for (Pair& pair : peer.pairs) {
+    if (pair.dialer_rail == ref.dialer_rail && pair.listener_rail == ref.listener_rail) {
+      return &pair;
+    }
+  }
+  return nullptr;
+}
+
+// Creates our Link's peer. The dialer has no remote offer yet; the listener accepts it at once.
+void EngineImpl::open_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer) {
+  pair.state = Pair::State::opening;
+  if (peer.dialer) ++pair.incarnation;
+  const PairName name{peer.id, static_cast<std::uint16_t>(&pair - peer.pairs.data()),
+                      pair.incarnation};
+  const PeerRole role = peer.dialer ? PeerRole::active : PeerRole::passive;
+  ++peer.links_open;
+  rails_[pair.rail].rail->run(
+      [this, name, role, rail = pair.rail, remote = std::move(remote_offer)](Link& link) {
+        Result<PeerId> opened = link.open_peer(role);
+        Status status = opened ? Status{} : opened.status();
+        Blob offer;
+        if (opened) {
+          {
+            // Before anything of this peer can happen: its messages and events must be found.
+            const Lock lock(mutex_);
+            rails_[rail].peers[opened->value] = name;
+          }
+          Result<Blob> made = link.offer(*opened);
+          status = made ? Status{} : made.status();
+          if (made) offer = std::move(*made);
+          if (status.ok() && role == PeerRole::passive) status = link.accept(*opened, remote);
+        }
+        on_pair_opened(name, opened ? *opened : PeerId{}, std::move(offer), status);
+      });
+}
+
+void EngineImpl::on_pair_opened(PairName name, PeerId link_peer, std::vector<std::byte> offer,
+                                Status status) {
+  const Lock lock(mutex_);
+  Peer* const peer = peers_.find(name.peer);
+  if (peer == nullptr) return;
+  if (link_peer.value == 0) --peer->links_open;
+  Pair& pair = peer->pairs[name.pair];
+  if (pair.incarnation != name.incarnation) return;
+  pair.link_peer = link_peer;
+  if (pair.state != Pair::State::opening) {  // closed meanwhile
+    if (link_peer.value != 0) {
+      close_pair(*peer, pair, pair.reason, false);
+    } else {
+      check_closed(*peer);
+    }
+    return;
+  }
+  if (!status.ok()) {
+    close_pair(*peer, pair, status.to_string(), true);
+    return;
+  }
+  queue_message(
+      *peer, control::encode(peer->dialer ? control::Type::rail_offer : control::Type::rail_accept,
+                             ref_of(pair), offer));
+  if (!peer->dialer) export_all(*peer, pair);
+}
+
+void EngineImpl::accept_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer) {
+  const PairName name{peer.id, static_cast<std::uint16_t>(&pair - peer.pairs.data()),
+                      pair.incarnation};
+  rails_[pair.rail].rail->run(
+      [this, name, link_peer = pair.link_peer, offer = std::move(remote_offer)](Link& link) {
+        const Status status = link.accept(link_peer, offer);
+        if (status.ok()) return;
+        const Lock lock(mutex_);
+        Peer* found = nullptr;
+        Pair* mine = nullptr;
+        if (alive(name, found, mine)) close_pair(*found, *mine, status.to_string(), true);
+      });
+  export_all(peer, pair);
+}
+
+void EngineImpl::on_rail_message(Peer& peer, control::Type type,
+                                 const control::PairMessage& message) {
+  using control::Type;
+  Pair* const pair = find_pair(peer, message.pair);
+  if (pair == nullptr) {
+    refused_.add();
+    return;
+  }
+  const std::uint32_t incarnation = message.pair.incarnation;
+  std::vector<std::byte> blob(message.blob.begin(), message.blob.end());
+  switch (type) {
+    case Type::rail_offer:
+      // A newer attempt replaces whatever is left of an older one.
+      if (peer.dialer || incarnation <= pair->incarnation) return refused_.add();
+      if (pair->state != Pair::State::closed) {
+        // The old Link peer goes first; the dialer repeats its offer.
+        return close_pair(peer, *pair, "replaced", false);
+      }
+      pair->incarnation = incarnation;
+      return open_pair(peer, *pair, std::move(blob));
+    case Type::rail_accept:
+      if (!peer.dialer || incarnation != pair->incarnation || pair->state != Pair::State::opening ||
+          pair->link_peer.value == 0) {
+        return;
+      }
+      return accept_pair(peer, *pair, std::move(blob));
+    case Type::rail_close:
+    case Type::rail_closed: {
+      on_remote_closed(peer, *pair, incarnation);
+      if (incarnation != pair->incarnation || type == Type::rail_closed) return;
+      const std::string why(reinterpret_cast<const char*>(blob.data()), blob.size());
+      if (pair->state == Pair::State::opening || pair->state == Pair::State::up) {
+        return close_pair(peer, *pair, "closed by the peer: " + why, true);
+      }
+      return;
+    }
+    case Type::link_message:
+      if (incarnation != pair->incarnation || pair->link_peer.value == 0) return;
+      rails_[pair->rail].rail->run([link_peer = pair->link_peer, bytes = std::move(blob)](
+                                       Link& link) { link.on_control(link_peer, bytes); });
+      return;
+    default:
+      return;
+  }
+}
+
+// Lets go of our Link's peer; `tell`: the other side is told once it is done.
+void EngineImpl::close_pair(Peer& peer, Pair& pair, std::string reason, bool tell) {
+  const bool was_up = pair.state == Pair::State::up;
+  pair.reason = std::move(reason);
+  pair.state = Pair::State::closing;
+  pair.resolved = true;
+  ++peer.version;
+  if (was_up && peer.state == Peer::State::up) {
+    log(LogLevel::info, "pair.down",
+        {{"peer", peer.address},
+         {"transport", rail_names_[pair.rail].transport},
+         {"why", pair.reason}});
+  }
+  const PairName name{peer.id, static_cast<std::uint16_t>(&pair - peer.pairs.data()),
+                      pair.incarnation};
+  const PeerId link_peer = pair.link_peer;
+  for (auto& [handle, memory] : peer.memories) {
+    if (name.pair < memory.ways.size()) memory.ways[name.pair] = {};
+  }
+  if (link_peer.value == 0) {
+    // Still being opened on the rail (on_pair_opened comes back here), or never was.
+    if (tell) {
+      const auto bytes = std::as_bytes(std::span(pair.reason));
+      queue_message(peer, control::encode(control::Type::rail_close, ref_of(pair), bytes));
+    }
+    on_pair_closed(name, link_peer);
+    return;
+  }
+  rails_[pair.rail].rail->run([this, name, link_peer](Link& link) {
+    link.close_peer(link_peer);
+    const Lock lock(mutex_);
+    on_pair_closed(name, link_peer);
+  });
+}
+
+// Our Link cannot be written by the peer through this pair any more (Fence permitting).
+void EngineImpl::on_pair_closed(PairName name, PeerId link_peer) {
+  Peer* const peer = peers_.find(name.peer);
+  if (peer == nullptr || name.pair >= peer->pairs.size()) return;
+  Pair& pair = peer->pairs[name.pair];
+  if (link_peer.value != 0) {
+    --peer->links_open;
+    if (pair.link_peer == link_peer) pair.link_peer = {};
+  }
+  if (pair.incarnation == name.incarnation && pair.state == Pair::State::closing) {
+    const auto bytes = std::as_bytes(std::span(pair.reason));
+    queue_message(
+        *peer, control::encode(pair.remote_closed >= pair.incarnation ? control::Type::rail_closed
+                                                                      : control::Type::rail_close,
+                               ref_of(pair), bytes));
+    pair.state = Pair::State::closed;
+    pair.retry_ns = clock_.now_ns() + pair.backoff_ns;
+    pair.backoff_ns = std::min(pair.backoff_ns * 2, kBackoffMaxNs);
+    timer_at(pair.retry_ns);
+  }
+  check_closed(*peer);
+  check_up(*peer);
+}
+
+void EngineImpl::on_remote_closed(Peer& peer, Pair& pair, std::uint32_t incarnation) {
+  if (incarnation > pair.incarnation) return;
+  pair.remote_closed = std::max(pair.remote_closed, incarnation);
+  prove(peer, static_cast<std::uint16_t>(&pair - peer.pairs.data()), incarnation);
+}
+
+void EngineImpl::on_pair_up(PairName name) {
+  Peer* peer = nullptr;
+  Pair* pair = nullptr;
+  if (!alive(name, peer, pair) || pair->state != Pair::State::opening) return;
+  pair->state = Pair::State::up;
+  pair->resolved = true;
+  pair->reason.clear();
+  pair->backoff_ns = kPairBackoffNs;
+  ++peer->version;
+  check_up(*peer);
+  kick(*peer);
+}
+
+// peer_up is shown when every pair has come up or been refused, so that the first transfer already
+// takes the best way.
+void EngineImpl::check_up(Peer& peer) {
+  if (peer.state != Peer::State::opening) return;
+  bool any = false, waiting = false;
+  for (const Pair& pair : peer.pairs) {
+    any |= pair.state == Pair::State::up;
+    waiting |= !pair.resolved;
+  }
+  if (waiting && clock_.now_ns() < peer.deadline_ns) return;
+  if (!any) {
+    if (!waiting) {
+      peer_lost(peer, Code::unavailable, "no rail could be joined");
+    }
+    return;
+  }
+  announce(peer);
+}
+
+void EngineImpl::announce(Peer& peer) {
+  if (peer.state != Peer::State::opening) return;
+  peer.state = Peer::State::up;
+  peer.announced = true;
+  peer.notice_ns = INT64_MAX;
+  peer.backoff_ns = config_.reconnect_ms * kMs;
+  timer_at(clock_.now_ns() + config_.heartbeat_ms * kMs);
+  wake_control();
+  EngineEvent event;
+  event.kind = EngineEvent::Kind::peer_up;
+  event.peer = {peer.id};
+  event.epoch = peer.remote.epoch;
+  emit(std::move(event));
+  kick(peer);
+}
+
+void EngineImpl::peer_lost(Peer& peer, Code code, const char* why) {
+  if (peer.state == Peer::State::closing || peer.state == Peer::State::waiting) {
+    if (peer.state == Peer::State::waiting && peer.leaving) {
+      peer.state = Peer::State::closing;
+      check_closed(peer);
+    }
+    return;
+  }
+  if (peer.announced) {
+    peers_lost_.add();
+    log(LogLevel::info, "peer.down", {{"peer", peer.address}, {"why", why}});
+  }
+  peer.down_code = code;
+  peer.state = Peer::State::closing;
+  hang_up_.push_back(peer.conn);
+  connections_.erase(peer.conn.value);
+  peer.conn = {};
+  for (Pair& pair : peer.pairs) {
+    if (pair.state == Pair::State::opening || pair.state == Pair::State::up) {
+      close_pair(peer, pair, why, false);
+    }
+  }
+  wake_control();
+  check_closed(peer);
+}
+
+// All Links have let go: say so, then forget the peer or dial again.
+void EngineImpl::check_closed(Peer& peer) {
+  if (peer.state != Peer::State::closing || peer.links_open > 0) return;
+  // Nothing can prove remote quiescence now: what is left ends as lost.
+  const std::deque<std::uint64_t> left = peer.transfers;
+  bool fenced = true;
+  for (const Pair& pair : peer.pairs) {
+    const Fence fence = rails_[pair.rail].rail->device().fence;
+    if (pair.incarnation == 0 || fence == Fence::immediate || fence == Fence::av_remove) continue;
+    fenced = fenced && pair.remote_closed >= pair.incarnation;
+  }
+  fenced = fenced || exited(peer.process);
+  for (const std::uint64_t id : left) {
+    TransferState* const transfer = transfers_.find(id);
+    // Transfers that wait for a peer_up that is still to come keep waiting for their deadline.
+    if (transfer == nullptr || (!peer.announced && !peer.leaving)) continue;
+    transfer->peer_gone = true;
+    end_transfer(*transfer, peer.down_code, 0);
+  }
+  if (!peer.leaving && peer.announced) {
+    EngineEvent event;
+    event.kind = EngineEvent::Kind::peer_down;
+    event.code = peer.down_code;
+    event.peer = {peer.id};
+    event.epoch = peer.remote.epoch;
+    event.fenced = fenced;
+    if (!fenced) {
+      unfenced_.push_back({event, std::move(peer.process)});
+      unfenced_.back().event.fenced = true;
+      timer_at(clock_.now_ns() + kFenceCheckNs);
+    }
+    emit(std::move(event));
+  }
+  peer.process.reset();
+  peer.announced = false;
+  if (!peer.dialer || peer.leaving) {
+    peers_.erase(peer.id);
+    return;
+  }
+  peer.state = Peer::State::waiting;
+  peer.retry_ns = clock_.now_ns() + peer.backoff_ns;
+  peer.backoff_ns = std::min(peer.backoff_ns * 2, kBackoffMaxNs);
+  timer_at(peer.retry_ns);
+  wake_control();
+}
+
+// connect() has not led to a peer in time. The engine goes on trying.
+void EngineImpl::say_unreachable(Peer& peer) {
+  peer.notice_ns = INT64_MAX;
+  const Code code = peer.down_code == Code::peer_lost ? Code::unavailable : peer.down_code;
+  for (const std::uint64_t id : std::deque<std::uint64_t>(peer.transfers)) {
+    if (TransferState* const transfer = transfers_.find(id)) end_transfer(*transfer, code, 0);
+  }
+  EngineEvent event;
+  event.kind = EngineEvent::Kind::peer_down;
+  event.code = code;
+  event.peer = {peer.id};
+  emit(std::move(event));
+}
+
+void EngineImpl::peer_timers(std::int64_t now_ns) {
+  next_timer_ns_ = INT64_MAX;
+  std::vector<std::uint64_t> lost;
+  peers_.for_each([&](std::uint64_t id, Peer& peer) {
+    if (peer.dialer && !peer.announced) {
+      if (now_ns >= peer.notice_ns)
+        say_unreachable(peer);
+      else
+        timer_at(peer.notice_ns);
+    }
+    switch (peer.state) {
+      case Peer::State::waiting:
+        if (now_ns >= peer.retry_ns)
+          dial(peer);
+        else
+          timer_at(peer.retry_ns);
+        return;
+      case Peer::State::connecting:
+        if (now_ns >= peer.deadline_ns)
+          lost.push_back(id);
+        else
+          timer_at(peer.deadline_ns);
+        return;
+      case Peer::State::opening:
+        check_up(peer);
+        if (peer.state == Peer::State::opening) {
+          if (now_ns >= peer.deadline_ns)
+            lost.push_back(id);
+          else
+            timer_at(peer.deadline_ns);
+        }
+        [[fallthrough]];
+      case Peer::State::up:
+        break;
+      case Peer::State::closing:
+        return;
+    }
+    if (now_ns - peer.heard_ns >= config_.peer_timeout_ms * kMs) {
+      lost.push_back(id);
+      return;
+    }
+    if (now_ns - peer.sent_ns >= config_.heartbeat_ms * kMs) {
+      queue_message(peer, control::encode(control::Type::heartbeat));
+    }
+    timer_at(std::min(peer.sent_ns + config_.heartbeat_ms * kMs,
+                      peer.heard_ns + config_.peer_timeout_ms * kMs));
+    if (!peer.dialer) return;
+    for (Pair& pair : peer.pairs) {
+      if (pair.state != Pair::State::closed) continue;
+      // The other side must have let go of the last attempt first.
+      const bool both_closed = pair.remote_closed >= pair.incarnation;
+      if (both_closed && now_ns >= pair.retry_ns)
+        open_pair(peer, pair, {});
+      else
+        timer_at(std::max(pair.retry_ns, now_ns + kPairBackoffNs));
+    }
+  });
+  for (const std::uint64_t id : lost) {
+    Peer* const peer = peers_.find(id);
+    if (peer == nullptr) continue;
+    const bool silent = peer->state == Peer::State::up;
+    peer_lost(*peer, silent ? Code::peer_lost : Code::timed_out,
+              silent ? "no heartbeat" : "not connected in time");
+  }
+  std::erase_if(unfenced_, [&](Unfenced& waiting) {
+    if (!exited(waiting.process)) {
+      if (waiting.process) timer_at(now_ns + kFenceCheckNs);
+      return !waiting.process;
+    }
+    emit(std::move(waiting.event));
+    return true;
+  });
+}
+
+}  // namespace kvl

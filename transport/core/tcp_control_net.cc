@@ -1,0 +1,234 @@
+// Control connections over TCP with one epoll set; every descriptor is non-blocking.
+#include "transport/core/tcp_control_net.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "transport/base/address.h"
+
+namespace kvl {
+namespace {
+
+constexpr std::uint64_t kListenerKey = 0;
+constexpr std::size_t kReadBytes = 64u << 10;
+
+void set_options(int fd) {
+  const int on = 1;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  ::setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+}
+
+// What others should dial when we listen on all addresses: the first that is not loopback.
+std::string dialable(const SocketAddress& bound, const std::string& advertise) {
+  const std::string port = ":" + std::to_string(bound.port());
+  if (!advertise.empty()) {
+    const bool has_port = advertise.find("]:") != std::string::npos ||
+                          (advertise.find(':') != std::string::npos && advertise.back() != ']' &&
+                           advertise.find(':') == advertise.rfind(':'));
+    return has_port ? advertise : advertise + port;
+  }
+  if (!bound.any()) return bound.text();
+  for (const SocketAddress& local : local_addresses()) {
+    if (bound.family() != AF_INET6 && local.family() != bound.family()) continue;
+    const std::string text = local.text();
+    return text.substr(0, text.rfind(':')) + port;
+  }
+  return "127.0.0.1" + port;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<TcpControlNet>> TcpControlNet::open(const std::string& listen,
+                                                           const std::string& advertise) {
+  auto address = parse_address(listen);
+  if (!address) return address.status();
+  auto net = std::make_unique<TcpControlNet>();
+  net->epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
+  net->listener_.reset(::socket(address->family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!net->epoll_ || !net->listener_) return Status{Code::exhausted, "control socket", errno};
+  const int on = 1;
+  ::setsockopt(net->listener_.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+  if (::bind(net->listener_.get(), address->raw(), address->bytes) != 0 ||
+      ::listen(net->listener_.get(), 512) != 0) {
+    return Status{Code::unavailable,
+                  "listen for control connections; choose another listen address", errno};
+  }
+  SocketAddress bound;
+  bound.bytes = sizeof(bound.storage);
+  ::getsockname(net->listener_.get(), bound.raw(), &bound.bytes);
+  net->address_ = dialable(bound, advertise);
+  epoll_event event{EPOLLIN, {.u64 = kListenerKey}};
+  if (::epoll_ctl(net->epoll_.get(), EPOLL_CTL_ADD, net->listener_.get(), &event) != 0) {
+    return Status{Code::exhausted, "watch control socket", errno};
+  }
+  return net;
+}
+
+Result<ConnId> TcpControlNet::connect(std::string_view text) {
+  auto address = parse_address(text);
+  if (!address) return address.status();
+  UniqueFd fd(::socket(address->family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!fd) return Status{Code::exhausted, "control socket", errno};
+  set_options(fd.get());
+  if (::connect(fd.get(), address->raw(), address->bytes) != 0 && errno != EINPROGRESS) {
+    return Status{Code::unavailable, "connect control connection", errno};
+  }
+  const auto [id, c] = connections_.insert();
+  *c = Connection{};
+  c->fd = std::move(fd);
+  c->connecting = true;
+  c->remote = std::string(text);
+  if (Status status = watch(id, *c, true); !status.ok()) {
+    close({id});
+    return status;
+  }
+  return ConnId{id};
+}
+
+Status TcpControlNet::watch(std::uint64_t id, Connection& c, bool add) {
+  const bool writing = c.connecting || c.out_begin < c.out.size();
+  epoll_event event{EPOLLIN | EPOLLRDHUP | (writing ? EPOLLOUT : 0U), {.u64 = id}};
+  if (::epoll_ctl(epoll_.get(), add ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, c.fd.get(), &event) != 0) {
+    return {Code::exhausted, "watch control connection", errno};
+  }
+  return {};
+}
+
+Status TcpControlNet::send(ConnId conn, std::span<const std::byte> message) {
+  Connection* const c = connections_.find(conn.value);
+  if (c == nullptr) return {Code::not_found, "control connection"};
+  if (message.size() > kMessageBytesMax) return {Code::invalid_argument, "control message size"};
+  if (c->out.size() - c->out_begin + message.size() > kBacklogBytesMax) {
+    return {Code::exhausted, "the peer does not read its control connection"};
+  }
+  const auto bytes = static_cast<std::uint32_t>(message.size());
+  const auto* const head = reinterpret_cast<const std::byte*>(&bytes);
+  const bool was_idle = c->out_begin == c->out.size();
+  if (was_idle) {
+    c->out.clear();
+    c->out_begin = 0;
+  }
+  c->out.insert(c->out.end(), head, head + sizeof(bytes));
+  c->out.insert(c->out.end(), message.begin(), message.end());
+  if (c->connecting || !was_idle) return {};
+  // An error shows at the next poll(), as `closed`.
+  if (flush(*c).ok() && c->out_begin < c->out.size()) return watch(conn.value, *c, false);
+  return {};
+}
+
+Status TcpControlNet::flush(Connection& c) {
+  while (c.out_begin < c.out.size()) {
+    const ssize_t n = ::send(c.fd.get(), c.out.data() + c.out_begin, c.out.size() - c.out_begin,
+                             MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n > 0) {
+      c.out_begin += static_cast<std::size_t>(n);
+    } else if (errno == EAGAIN) {
+      return {};
+    } else if (errno != EINTR) {
+      return {Code::peer_lost, "write control connection", errno};
+    }
+  }
+  return {};
+}
+
+void TcpControlNet::close(ConnId conn) {
+  Connection* const c = connections_.find(conn.value);
+  if (c == nullptr) return;
+  *c = Connection{};
+  connections_.erase(conn.value);
+}
+
+void TcpControlNet::accept_all(std::vector<ControlEvent>& events) {
+  for (int burst = 0; burst < 64; ++burst) {
+    SocketAddress from;
+    from.bytes = sizeof(from.storage);
+    UniqueFd fd(::accept4(listener_.get(), from.raw(), &from.bytes, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (!fd) return;
+    if (connections_.size() >= kConnectionsMax) continue;  // refused: closed at once
+    set_options(fd.get());
+    const auto [id, c] = connections_.insert();
+    *c = Connection{};
+    c->fd = std::move(fd);
+    c->remote = from.text();
+    if (watch(id, *c, true).ok()) {
+      events.push_back({ControlEvent::Kind::accepted, {id}, {}, {}, c->remote});
+    } else {
+      close({id});
+    }
+  }
+}
+
+Status TcpControlNet::read_some(std::uint64_t id, Connection& c,
+                                std::vector<ControlEvent>& events) {
+  for (int burst = 0; burst < 16; ++burst) {
+    const std::size_t had = c.in.size();
+    c.in.resize(had + kReadBytes);
+    const ssize_t n = ::recv(c.fd.get(), c.in.data() + had, kReadBytes, MSG_DONTWAIT);
+    c.in.resize(had + static_cast<std::size_t>(n > 0 ? n : 0));
+    if (n == 0) return {Code::peer_lost, "control connection closed by the peer"};
+    if (n < 0 && errno == EAGAIN) break;
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return {Code::peer_lost, "read control connection", errno};
+    std::size_t at = 0;
+    while (c.in.size() - at >= sizeof(std::uint32_t)) {
+      std::uint32_t bytes = 0;
+      std::memcpy(&bytes, c.in.data() + at, sizeof(bytes));
+      if (bytes > kMessageBytesMax) return {Code::invalid_argument, "control message too long"};
+      if (c.in.size() - at - sizeof(bytes) < bytes) break;
+      const std::byte* const begin = c.in.data() + at + sizeof(bytes);
+      events.push_back({ControlEvent::Kind::message, {id}, {}, {begin, begin + bytes}, {}});
+      at += sizeof(bytes) + bytes;
+    }
+    c.in.erase(c.in.begin(), c.in.begin() + static_cast<std::ptrdiff_t>(at));
+    if (n < static_cast<ssize_t>(kReadBytes)) break;
+  }
+  return {};
+}
+
+void TcpControlNet::on_ready(std::uint64_t id, std::uint32_t ready,
+                             std::vector<ControlEvent>& events) {
+  Connection* const c = connections_.find(id);
+  if (c == nullptr) return;
+  Status status;
+  if (c->connecting) {
+    int error = 0;
+    socklen_t bytes = sizeof(error);
+    ::getsockopt(c->fd.get(), SOL_SOCKET, SO_ERROR, &error, &bytes);
+    if (error != 0) {
+      status = {Code::unavailable, "connect control connection", error};
+    } else if ((ready & EPOLLOUT) != 0) {
+      c->connecting = false;
+      events.push_back({ControlEvent::Kind::connected, {id}, {}, {}, c->remote});
+    }
+  }
+  if (status.ok() && !c->connecting && (ready & EPOLLOUT) != 0) {
+    status = flush(*c);
+    if (status.ok()) status = watch(id, *c, false);
+  }
+  if (status.ok() && (ready & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) {
+    status = read_some(id, *c, events);
+  }
+  if (!status.ok()) {
+    events.push_back({ControlEvent::Kind::closed, {id}, status, {}, {}});
+    close({id});
+  }
+}
+
+void TcpControlNet::poll(std::vector<ControlEvent>& events) {
+  epoll_event ready[64];
+  const int count = ::epoll_wait(epoll_.get(), ready, 64, 0);
+  for (int i = 0; i < count; ++i) {
+    if (ready[i].data.u64 == kListenerKey) {
+      accept_all(events);
+    } else {
+      on_ready(ready[i].data.u64, ready[i].events, events);
+    }
+  }
+}
+
+}  // namespace kvl
