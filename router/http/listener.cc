@@ -1,0 +1,88 @@
+// Binding and accepting. A shortage (of descriptors, of allowed connections) is waited out.
+#include "router/http/listener.h"
+
+#include <boost/asio/error.hpp>
+#include <boost/asio/ip/address.hpp>
+#include <boost/asio/socket_base.hpp>
+#include <memory>
+#include <utility>
+
+namespace kvl::http {
+namespace {
+
+constexpr double kRetrySecs = 0.05;
+
+using ReusePort = asio::detail::socket_option::boolean<SOL_SOCKET, SO_REUSEPORT>;
+
+}  // namespace
+
+Result<Acceptor> listen(Loop& loop, const ListenOptions& options, std::string* error) {
+  ErrorCode failed;
+  const std::string host = options.host == "localhost" ? "127.0.0.1" : options.host;
+  const asio::ip::address address = asio::ip::make_address(host, failed);
+  const auto fail = [&](Code code, const char* context) {
+    if (error != nullptr) {
+      *error = "cannot listen on " + options.host + ":" + std::to_string(options.port) + ": " +
+               failed.message();
+    }
+    return Status{code, context, failed.value()};
+  };
+  if (failed) return fail(Code::invalid_argument, "the host to listen on is not an IP address");
+  const Endpoint endpoint(address, options.port);
+  Acceptor acceptor(loop.io());
+  acceptor.open(endpoint.protocol(), failed);
+  if (failed) return fail(Code::unavailable, "open a listening socket");
+  acceptor.set_option(asio::socket_base::reuse_address(true), failed);
+  if (!failed && options.share_port) acceptor.set_option(ReusePort(true), failed);
+  if (failed) return fail(Code::unavailable, "set up a listening socket");
+  acceptor.bind(endpoint, failed);
+  if (failed) {
+    return fail(failed == asio::error::address_in_use ? Code::unavailable : Code::invalid_argument,
+                "bind the port");
+  }
+  acceptor.listen(asio::socket_base::max_listen_connections, failed);
+  if (failed) return fail(Code::unavailable, "listen on the port");
+  return acceptor;
+}
+
+Listener::Listener(SessionContext& context, Acceptor acceptor, std::size_t connections_max)
+    : context_(context),
+      acceptor_(std::move(acceptor)),
+      connections_max_(connections_max),
+      port_(acceptor_.local_endpoint().port()) {
+  context_.loop.watch(*this);
+}
+
+void Listener::start() { accept(); }
+
+void Listener::accept() {
+  if (accepting_ || !acceptor_.is_open()) return;
+  if (context_.open >= connections_max_) return set_deadline(after_seconds(kRetrySecs));
+  accepting_ = true;
+  acceptor_.async_accept([this](ErrorCode error, Socket socket) {
+    accepting_ = false;
+    if (error == asio::error::operation_aborted) return;
+    if (error) return set_deadline(after_seconds(kRetrySecs));
+    const auto session = std::make_shared<Session>(context_, std::move(socket));
+    sessions_.push_back(*session);
+    session->start();
+    accept();
+  });
+}
+
+void Listener::on_deadline() { accept(); }
+
+void Listener::stop() {
+  context_.stopping = true;
+  clear_deadline();
+  ErrorCode ignored;
+  acceptor_.close(ignored);
+  // stop() may unlink the session that it is called on.
+  for (auto at = sessions_.begin(); at != sessions_.end();) (at++)->stop();
+}
+
+void Listener::close_sessions() {
+  for (auto at = sessions_.begin(); at != sessions_.end();) (at++)->close();
+}
+
+}  // namespace kvl::http

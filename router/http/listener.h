@@ -1,0 +1,49 @@
+// A listening port and the sessions that came in by it.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "kvl/status.h"
+#include "router/http/session.h"
+
+namespace kvl::http {
+
+struct ListenOptions {
+  std::string host;  // "0.0.0.0", "::", "127.0.0.1", "localhost"
+  std::uint16_t port = 0;
+  bool share_port = false;  // SO_REUSEPORT: several loops listen on one port
+};
+
+// A bound, listening socket. unavailable: port in use; invalid_argument: not an address of this
+// machine; `error` receives a sentence that names the address.
+Result<Acceptor> listen(Loop& loop, const ListenOptions& options, std::string* error);
+
+class Listener final : public Timed {
+ public:
+  // `connections_max`: beyond it connections wait in the kernel's backlog.
+  Listener(SessionContext& context, Acceptor acceptor, std::size_t connections_max);
+
+  void start();
+  // Accepts no more; sessions end after the answer in progress.
+  void stop();
+  // Ends every session now.
+  void close_sessions();
+
+  std::uint16_t port() const { return port_; }
+  void on_deadline() override;
+
+ private:
+  void accept();
+
+  SessionContext& context_;
+  Acceptor acceptor_;
+  std::size_t connections_max_;
+  std::uint16_t port_;
+  bool accepting_ = false;
+  boost::intrusive::list<Session, boost::intrusive::base_hook<SessionHook>,
+                         boost::intrusive::constant_time_size<false>>
+      sessions_;
+};
+
+}  // namespace kvl::http

@@ -1,0 +1,146 @@
+// One client connection: reads requests, hands each to a handler, writes what the handler gives.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "kvl/metrics.h"
+#include "router/http/body.h"
+#include "router/http/head.h"
+#include "router/http/loop.h"
+#include "router/http/output.h"
+
+namespace kvl::http {
+
+class Session;
+
+// Answers requests. handle() may answer before it returns or later; each request gets one answer.
+class RequestHandler {
+ public:
+  virtual ~RequestHandler() = default;
+  virtual void handle(Session& session) = 0;
+};
+
+// Who answers a request later. The session holds no ownership: detach() before the user ends.
+class SessionUser {
+ public:
+  virtual void on_written() = 0;      // a write() that answered pending is out
+  virtual void on_client_gone() = 0;  // no answer will reach the client any more; already detached
+
+ protected:
+  ~SessionUser() = default;
+};
+
+struct SessionLimits {
+  std::uint64_t body_bytes_max = 512ull << 20;
+  double header_timeout_secs = 30;
+  double idle_timeout_secs = 75;
+};
+
+// Written by the loop's thread.
+struct HttpCounters {
+  Counter connections_total, requests_total, refused_total, timeouts_total;
+  Counter bytes_in_total, bytes_out_total;
+};
+
+// What a server is made of, shared by its sessions; lives as long as any of them.
+struct SessionContext {
+  Loop& loop;
+  RequestHandler& handler;
+  SessionLimits limits;
+  HttpCounters counters;
+  std::size_t open = 0;   // sessions alive
+  bool stopping = false;  // answers say "Connection: close", idle sessions end
+};
+
+// A whole answer. `headers` are complete lines, each ended by CRLF.
+struct Reply {
+  int status = 200;
+  std::string_view content_type = "application/json";
+  std::string body;
+  std::string headers;
+};
+
+using SessionHook =
+    boost::intrusive::list_base_hook<boost::intrusive::tag<Session>,
+                                     boost::intrusive::link_mode<boost::intrusive::auto_unlink>>;
+
+class Session final : public std::enable_shared_from_this<Session>,
+                      public Timed,
+                      public SessionHook {
+ public:
+  Session(SessionContext& context, Socket socket);
+  ~Session();
+
+  void start();
+  // Graceful: at once when idle, else after the answer in progress. close(): now.
+  void stop();
+  void close();
+
+  // The request being handled; the views live until its answer is complete.
+  const RequestHead& request() const { return head_; }
+  std::string_view body() const { return body_; }
+  SessionContext& context() { return context_; }
+
+  // A whole answer at once.
+  void reply(const Reply& reply);
+
+  // An answer in parts, by a user that is told when a pending write is out and when the client
+  // leaves. The user's first bytes are the head; keep_alive() says what it must promise. end()
+  // after the last byte was taken; `reusable` false closes the connection.
+  void attach(SessionUser& user) { user_ = &user; }
+  void detach() { user_ = nullptr; }
+  bool keep_alive() const { return head_.headers.keep_alive && !context_.stopping; }
+  Output::Outcome write(Parts& parts);
+  void end(bool reusable);
+
+  void on_deadline() override;
+
+ private:
+  enum class State : std::uint8_t { head, body, answering, lingering, closed };
+  struct Buffer {
+    std::unique_ptr<char[]> data;
+    std::size_t capacity = 0, size = 0;
+    void reserve(std::size_t bytes);
+    std::string_view view() const { return {data.get(), size}; }
+  };
+  void read();
+  void on_read(ErrorCode error, std::size_t bytes);
+  void on_lookahead(ErrorCode error);
+  void parse_head();
+  void start_body();
+  void continue_body();
+  void continue_chunked();
+  void dispatch(std::size_t consumed);
+  void answer_done();
+  void next_request();
+  void wait_writable();
+  void refuse(int status, const char* why);
+  void linger();
+  void client_gone();
+  Buffer& in() { return buffers_[current_]; }
+  Buffer& ahead() { return buffers_[1 - current_]; }
+
+  SessionContext& context_;
+  Socket socket_;
+  State state_ = State::head;
+  bool reading_ = false;
+  bool reusable_ = true;
+  bool replying_ = false;  // by reply(), not by a user
+  unsigned current_ = 0;
+  std::array<Buffer, 2> buffers_;  // the request in work, and what came after it
+  Buffer large_;                   // a body that does not fit beside its head
+  std::size_t scanned_ = 0;
+  std::size_t chunk_read_ = 0;  // chunked body: bytes of in() decoded so far
+  RequestHead head_;
+  BodyReader body_reader_ = BodyReader::none();
+  std::string_view body_;
+  SessionUser* user_ = nullptr;
+  Output output_;
+  std::string reply_;
+  std::size_t lingered_ = 0;
+};
+
+}  // namespace kvl::http
