@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs the tests: release whole, ASan+UBSan on unit,
+# conformance and fault tests, TSan on what has threads, and one clang build with tidy.
+#
+#   tests/run.sh              the default, what CI runs
+#   tests/run.sh --all        slow suites as well
+#   tests/run.sh --quick      release only
+#   tests/run.sh --only STEP  one of release, asan, tsan, tidy
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+steps=(release asan tsan tidy)
+slow=0
+while [[ $# -gt 0 ]]; do
+  case "$1" in
+    --all) slow=1 ;;
+    --quick) steps=(release) ;;
+    --only) shift; steps=("${1:?--only needs a step}") ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "tests/run.sh: unknown option $1; see --help" >&2; exit 2 ;;
+  esac
+  shift
+done
+
+tools/setup.sh --tests || exit 1
+jobs=$(nproc)
+failed=()
+for step in "${steps[@]}"; do
+  begin=$SECONDS
+  echo "== $step"
+  log=build/$step.log
+  mkdir -p build
+  # KVL_TESTS and KVL_BENCH are named: the demo may have configured this folder without them.
+  if ! cmake --preset "$step" -DKVL_TESTS=ON -DKVL_BENCH=ON >"$log" 2>&1 ||
+    ! cmake --build --preset "$step" -j "$jobs" >>"$log" 2>&1; then
+    grep -E 'error|FAILED|CMake Error' "$log" | head -40
+    echo "== $step: the build failed; all of it is in $log"
+    failed+=("$step")
+    continue
+  fi
+  built=$((SECONDS - begin))
+  args=(--preset "$step" --output-on-failure)
+  if [[ $slow -eq 1 ]]; then
+    # Presets leave slow tests out; run those with the same filter but without the exclusion.
+    args=(--test-dir "build/$step" --output-on-failure)
+    [[ $step == asan ]] && args+=(-L 'unit|conformance|fault')
+    [[ $step == tsan ]] && args+=(-L tsan)
+    [[ $step == tidy ]] && args+=(-L tidy)
+  fi
+  ctest "${args[@]}" -j "$jobs" || failed+=("$step")
+  echo "== $step: built in ${built} s, tested in $((SECONDS - begin - built)) s"
+done
+
+if [[ ${#failed[@]} -gt 0 ]]; then
+  echo "FAILED: ${failed[*]}"
+  exit 1
+fi
+echo "all passed: ${steps[*]}"
