@@ -32,9 +32,7 @@ Status RankModel::check(const Batch& batch) const {
   return {};
 }
 
-Status RankModel::forward(const Batch& batch,
-                          const std::function<void(std::uint32_t layer)>& layer_done,
-                          Logits& logits) {
+Status RankModel::forward(const Batch& batch, const LayerReady& layer_ready, Logits& logits) {
   KVL_TRY(check(batch));
   rows_.clear();
   for (const Segment& segment : batch) {
@@ -50,7 +48,8 @@ Status RankModel::forward(const Batch& batch,
     KVL_TRY(collective_.receive(hidden_));
   }
   for (std::uint32_t i = 0; i < share_.layers.count; ++i) {
-    KVL_TRY(attention(weights_.layers[i], share_.layers.first + i, layer_done));
+    KVL_TRY(attention(weights_.layers[i], share_.layers.first + i));
+    if (layer_ready) announce(batch, share_.layers.first + i, layer_ready);
     KVL_TRY(feed_forward(weights_.layers[i]));
   }
   if (!share_.last_stage()) return collective_.send_forward(hidden_);
@@ -68,15 +67,20 @@ void RankModel::embed(const Batch& batch) {
   }
 }
 
-Status RankModel::attention(const LayerWeights& layer, std::uint32_t index,
-                            const std::function<void(std::uint32_t)>& layer_done) {
+void RankModel::announce(const Batch& batch, std::uint32_t layer, const LayerReady& layer_ready) {
+  for (const Segment& segment : batch) {
+    if (!segment.handoff) continue;
+    layer_ready(segment.room, layer, std::uint64_t{segment.position} + segment.tokens.size());
+  }
+}
+
+Status RankModel::attention(const LayerWeights& layer, std::uint32_t index) {
   for (std::size_t t = 0; t < rows_.size(); ++t) {
     rms_norm(&hidden_[t * model_.hidden], layer.attention_norm, model_.norm_eps,
              &normed_[t * model_.hidden]);
   }
   project_qkv(layer);
   store(index);
-  if (layer_done) layer_done(index);
   attend_rows(index);
   return add_units(layer.wo, mixed_, model_.kv.head_dim, attention_terms_);
 }
@@ -190,13 +194,12 @@ Status RankModel::add_units(const std::vector<Matrix>& units, const std::vector<
 
 void RankModel::make_logits(const Batch& batch, Logits& logits) {
   std::size_t end = 0;
-  std::size_t row = 0;
   for (const Segment& segment : batch) {
     end += segment.tokens.size();
     if (!segment.logits) continue;
     rms_norm(&hidden_[(end - 1) * model_.hidden], weights_.final_norm, model_.norm_eps,
              normed_.data());
-    multiply(weights_.head, normed_.data(), 1, &logits[row++][share_.vocab.first], 0);
+    multiply(weights_.head, normed_.data(), 1, logits.emplace_back(share_.vocab.count).data(), 0);
   }
 }
 

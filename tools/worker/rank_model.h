@@ -29,11 +29,10 @@ class RankModel {
 
   const RankShare& share() const { return share_; }
 
-  // Runs the batch through this rank's layers. On the last stage, row i of `logits` receives the
+  // Runs the batch through this rank's layers. On the last stage, row i of `logits` becomes the
   // rank's vocabulary slice for the i-th segment that wants logits. invalid_argument for a token or
   // page out of range; the batch is then refused by every rank alike, before any exchange.
-  Status forward(const Batch& batch, const std::function<void(std::uint32_t layer)>& layer_done,
-                 Logits& logits);
+  Status forward(const Batch& batch, const LayerReady& layer_ready, Logits& logits);
 
  private:
   // A token's place in its sequence.
@@ -44,8 +43,8 @@ class RankModel {
 
   Status check(const Batch& batch) const;
   void embed(const Batch& batch);
-  Status attention(const LayerWeights& layer, std::uint32_t index,
-                   const std::function<void(std::uint32_t)>& layer_done);
+  Status attention(const LayerWeights& layer, std::uint32_t index);
+  void announce(const Batch& batch, std::uint32_t layer, const LayerReady& layer_ready);
   Status feed_forward(const LayerWeights& layer);
   void project_qkv(const LayerWeights& layer);
   void store(std::uint32_t layer);

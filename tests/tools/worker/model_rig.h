@@ -4,14 +4,18 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <deque>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <vector>
 
+#include "kvl/transfer_plan.h"
+#include "worker/rank_threads.h"
 #include "worker/sampler.h"
-#include "worker/thread_ranks.h"
 #include "worker/tokenizer.h"
 
 namespace kvl::worker::test {
@@ -36,9 +40,10 @@ class Rig {
   explicit Rig(const RigOptions& options, std::string_view name = "demo") : options_(options) {
     ModelConfig model = *find_model(name);
     model.kv.dtype = options.dtype;
-    std::vector<PagedKv> caches;
+    vocab_ = model.vocab;
+    std::vector<RankPlace> places;
     for (std::uint32_t i = 0; i < options.tp * options.pp; ++i) {
-      const ParallelSlice slice{options.tp, i % options.tp, options.pp, i / options.tp};
+      const ParallelSlice slice = slice_at(options.tp, options.pp, i);
       Result<PageLayout> layout = make_layout(model.kv, slice, options.layout);
       EXPECT_TRUE(layout.ok()) << layout.status().to_string();
       std::vector<std::span<std::byte>> regions;
@@ -46,18 +51,49 @@ class Rig {
         memory_.emplace_back(layout->region_bytes(r));
         regions.emplace_back(memory_.back());
       }
-      caches.push_back(*PagedKv::create(*layout, std::move(regions)));
+      caches_.push_back(*PagedKv::create(*layout, std::move(regions)));
+      places.push_back({i, caches_.back(), &fabric_.end(slice.tp_rank, slice.pp_rank)});
     }
-    caches_ = caches;
     pages_.resize(options.layout.page_count);
     std::iota(pages_.begin(), pages_.end(), 0U);
     if (options.pages_seed != 0) {
       std::shuffle(pages_.begin(), pages_.end(), std::mt19937_64(options.pages_seed));
     }
-    Result<std::unique_ptr<ThreadRanks>> ranks =
-        ThreadRanks::open(model, options.tp, options.pp, options.weights_seed, std::move(caches));
+    RankThreadsOptions threads{.model = model, .seed = options.weights_seed};
+    threads.on_output = [this](RankOutput output) {
+      const std::lock_guard lock(mutex_);
+      outputs_.push_back(std::move(output));
+      arrived_.notify_one();
+    };
+    threads.on_layer = [this](std::uint32_t rank, std::uint64_t, std::uint32_t layer,
+                              std::uint64_t) {
+      const std::lock_guard lock(mutex_);
+      layers_[rank].push_back(layer);
+    };
+    Result<std::unique_ptr<RankThreads>> ranks = RankThreads::open(threads, std::move(places));
     EXPECT_TRUE(ranks.ok()) << ranks.status().to_string();
     ranks_ = *std::move(ranks);
+  }
+
+  // Runs one batch through all ranks; the first code that is not ok, and the whole logits.
+  Code forward(const Batch& batch, Logits& logits) {
+    ranks_->post({.batch = batch});
+    std::unique_lock lock(mutex_);
+    arrived_.wait(lock, [&] { return outputs_.size() == caches_.size(); });
+    Code code = Code::ok;
+    logits.clear();
+    for (const RankOutput& output : outputs_) {
+      if (code == Code::ok) code = output.code;
+      if (logits.size() < output.logits.size()) {
+        logits.resize(output.logits.size(), std::vector<float>(vocab_));
+      }
+      for (std::size_t i = 0; i < output.logits.size(); ++i) {
+        std::copy(output.logits[i].begin(), output.logits[i].end(),
+                  logits[i].begin() + output.vocab_first);
+      }
+    }
+    outputs_.clear();
+    return code;
   }
 
   // Puts tokens[from..] into the cache, `chunk` at a time; the logits of the last one.
@@ -72,9 +108,7 @@ class Rig {
           static_cast<std::uint32_t>(at),
           pages_,
           true};
-      Result<Logits> result = ranks_->forward({std::move(segment)});
-      EXPECT_TRUE(result.ok()) << result.status().to_string();
-      logits = *std::move(result);
+      EXPECT_EQ(forward({std::move(segment)}, logits), Code::ok);
     }
     return logits.at(0);
   }
@@ -98,14 +132,20 @@ class Rig {
 
   const std::vector<PagedKv>& caches() const { return caches_; }
   const std::vector<std::uint32_t>& pages() const { return pages_; }
-  ThreadRanks& ranks() { return *ranks_; }
+  std::map<std::uint32_t, std::vector<std::uint32_t>>& layers() { return layers_; }
 
  private:
   RigOptions options_;
+  std::uint32_t vocab_ = 0;
   std::deque<std::vector<std::byte>> memory_;
   std::vector<PagedKv> caches_;
   std::vector<std::uint32_t> pages_;
-  std::unique_ptr<ThreadRanks> ranks_;
+  ThreadFabric fabric_{options_.tp, options_.pp};
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::vector<RankOutput> outputs_;
+  std::map<std::uint32_t, std::vector<std::uint32_t>> layers_;  // announced, by rank
+  std::unique_ptr<RankThreads> ranks_;
 };
 
 }  // namespace kvl::worker::test

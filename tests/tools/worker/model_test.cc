@@ -65,11 +65,10 @@ TEST(Model, SequencesOfOneBatchDoNotTouchEachOther) {
   const std::vector<std::uint32_t> front(pages.begin(), pages.begin() + 16);
   const std::vector<std::uint32_t> back(pages.begin() + 16, pages.end());
   const std::vector<std::int32_t> other = encode_text("something else");
-  const Result<Logits> both =
-      rig.ranks().forward({{other, 0, front, true}, {prompt(), 0, back, true}});
-  ASSERT_TRUE(both.ok());
-  EXPECT_EQ((*both)[0], Rig({}).prefill(other, 0, 100));
-  EXPECT_EQ((*both)[1], Rig({}).prefill(prompt(), 0, 100));
+  Logits both;
+  ASSERT_EQ(rig.forward({{other, 0, front, true}, {prompt(), 0, back, true}}, both), Code::ok);
+  EXPECT_EQ(both[0], Rig({}).prefill(other, 0, 100));
+  EXPECT_EQ(both[1], Rig({}).prefill(prompt(), 0, 100));
 }
 
 // The control: were KV not read, everything above would hold as well.
@@ -97,7 +96,8 @@ TEST(Model, OutputsAreNotDegenerate) {
 
 TEST(Model, WrongBatchesAreRefusedByAllRanks) {
   Rig rig({.tp = 2, .pp = 2});
-  const auto code = [&](const Segment& segment) { return rig.ranks().forward({segment}).code(); };
+  Logits logits;
+  const auto code = [&](const Segment& segment) { return rig.forward({segment}, logits); };
   EXPECT_EQ(code({{}, 0, {0}, true}), Code::invalid_argument);
   EXPECT_EQ(code({{1}, 16, {0}, true}), Code::invalid_argument);
   EXPECT_EQ(code({{1}, 0, {16}, true}), Code::invalid_argument);
@@ -106,18 +106,15 @@ TEST(Model, WrongBatchesAreRefusedByAllRanks) {
   EXPECT_EQ(code({{1}, 0, {0}, true}), Code::ok);
 }
 
-TEST(Model, LayerDoneComesOnceForEachLayerHeld) {
+TEST(Model, EachLayerHeldIsAnnouncedOnce) {
   Rig rig({.tp = 2, .pp = 2});
-  std::mutex mutex;
-  std::vector<std::vector<std::uint32_t>> seen(4);
-  const LayerDone done = [&](std::uint32_t rank, std::uint32_t layer) {
-    const std::lock_guard lock(mutex);
-    seen[rank].push_back(layer);
-  };
-  ASSERT_TRUE(rig.ranks().forward({{{1, 2}, 0, {0}, false}}, done).ok());
+  Logits logits;
+  const Segment segment{.tokens = {1, 2}, .pages = {0}, .handoff = true, .room = 9};
+  ASSERT_EQ(rig.forward({segment, {.tokens = {3}, .pages = {1}}}, logits), Code::ok);
   const std::vector<std::uint32_t> first{0, 1, 2, 3};
   const std::vector<std::uint32_t> second{4, 5, 6, 7};
-  EXPECT_EQ(seen, (std::vector<std::vector<std::uint32_t>>{first, first, second, second}));
+  EXPECT_EQ(rig.layers(), (std::map<std::uint32_t, std::vector<std::uint32_t>>{
+                              {0, first}, {1, first}, {2, second}, {3, second}}));
 }
 
 TEST(ModelConfig, CutsThatAreImpossibleSaySo) {
