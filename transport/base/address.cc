@@ -35,7 +35,8 @@ std::string SocketAddress::text() const {
   char host[INET6_ADDRSTRLEN] = "?";
   if (family() == AF_INET6) {
     ::inet_ntop(AF_INET6, &v6(*this).sin6_addr, host, sizeof(host));
-    return "[" + std::string(host) + "]:" + std::to_string(port());
+    // append, not operator+: gcc 12 warns falsely (restrict) at -O3.
+    return std::string("[").append(host).append("]:").append(std::to_string(port()));
   }
   ::inet_ntop(AF_INET, &v4(*this).sin_addr, host, sizeof(host));
   return std::string(host) + ":" + std::to_string(port());
