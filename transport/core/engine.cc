@@ -15,6 +15,7 @@
 #include "kvl/log.h"
 #include "transport/core/engine_impl.h"
 #include "transport/core/tcp_control_net.h"
+#include "transport/core/topology.h"
 
 namespace kvl {
 namespace {
@@ -134,9 +135,7 @@ Status EngineImpl::start(const Settings& settings, std::string* error) {
   address_ = world_.control->address();
   KVL_TRY(open_rails(settings, error));
   if (threaded_) {
-    for (std::size_t i = 0; i < rails_.size(); ++i) {
-      rails_[i].rail->start_thread("kvl-rail-" + std::to_string(i));
-    }
+    start_rail_threads();
     control_thread_ = std::thread([this] { control_loop(); });
     ::pthread_setname_np(control_thread_.native_handle(), "kvl-control");
     return {};
@@ -153,6 +152,19 @@ Status EngineImpl::start(const Settings& settings, std::string* error) {
     watch(state.rail->wake_fd());
   }
   return {};
+}
+
+// A rail's thread lives on the NUMA node of its device, where the device knows one.
+void EngineImpl::start_rail_threads() {
+  const bool placed = std::any_of(rails_.begin(), rails_.end(), [](const RailState& state) {
+    return state.rail->device().numa_node >= 0;
+  });
+  Result<Topology> topology = placed ? Topology::discover() : Topology{};
+  for (std::size_t i = 0; i < rails_.size(); ++i) {
+    Rail& rail = *rails_[i].rail;
+    rail.start_thread("kvl-rail-" + std::to_string(i),
+                      topology ? topology->cpus(rail.device().numa_node) : std::vector<int>{});
+  }
 }
 
 Status EngineImpl::open_rails(const Settings& settings, std::string* error) {

@@ -95,6 +95,7 @@ class EngineImpl final : public Engine, public RailHost {
 
   // engine.cc
   Status open_rails(const Settings& settings, std::string* error);
+  void start_rail_threads();
   bool control_step();
   void control_loop();
   void drive(bool control);

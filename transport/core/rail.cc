@@ -90,9 +90,15 @@ void Rail::wake() {
   [[maybe_unused]] const ssize_t n = ::write(wake_.get(), &one, sizeof(one));
 }
 
-void Rail::start_thread(std::string name) {
+void Rail::start_thread(const std::string& name, const std::vector<int>& cpus) {
   thread_ = std::thread([this] { loop(); });
   ::pthread_setname_np(thread_.native_handle(), name.substr(0, 15).c_str());
+  if (cpus.empty()) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const int cpu : cpus) CPU_SET(static_cast<std::size_t>(cpu), &set);
+  // Best effort: a container may forbid it, and the rail works anywhere.
+  ::pthread_setaffinity_np(thread_.native_handle(), sizeof(set), &set);
 }
 
 void Rail::stop_thread() {

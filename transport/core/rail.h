@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -64,7 +65,8 @@ class Rail {
   // Ends a sleep, from any thread.
   void wake();
 
-  void start_thread(std::string name);
+  // `cpus`: where the thread may run; empty: anywhere.
+  void start_thread(const std::string& name, const std::vector<int>& cpus);
   void stop_thread();
 
  private:
