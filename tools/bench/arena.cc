@@ -1,0 +1,69 @@
+// Arenas, and what this process uses.
+#include "tools/bench/arena.h"
+
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <fstream>
+#include <string>
+
+namespace kvl::bench {
+
+Result<std::unique_ptr<Arena>> Arena::open(std::uint64_t bytes, bool foreign) {
+  if (bytes > available_memory_bytes()) {
+    return Status{Code::exhausted, "an arena needs more memory than is free; use fewer pages"};
+  }
+  std::unique_ptr<Arena> arena(new Arena);
+  arena->bytes_ = bytes;
+  if (!foreign) {
+    auto shared = SharedBuffer::open(bytes, "kvlane-bench");
+    if (!shared.ok()) return shared.status();
+    arena->shared_ = std::move(*shared);
+    arena->data_ = arena->shared_->data();
+    return arena;
+  }
+  void* const data =
+      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) return Status{Code::exhausted, "map an arena", errno};
+  arena->data_ = static_cast<std::byte*>(data);
+  return arena;
+}
+
+Arena::~Arena() {
+  if (shared_ == nullptr && data_ != nullptr) ::munmap(data_, bytes_);
+}
+
+Memory Arena::memory() const {
+  if (shared_ == nullptr) return {.data = data_, .bytes = bytes_, .access = Access::remote_all};
+  return shared_->memory(Access::remote_all);
+}
+
+std::uint64_t available_memory_bytes() {
+  std::ifstream file("/proc/meminfo");
+  std::string key;
+  std::uint64_t kib = 0;
+  for (std::string line; file >> key >> kib; std::getline(file, line)) {
+    if (key == "MemAvailable:") return kib << 10;
+  }
+  return UINT64_MAX;
+}
+
+double cpu_seconds_used() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+std::uint64_t process_rss_bytes() {
+  std::ifstream file("/proc/self/statm");
+  std::uint64_t size = 0, resident = 0;
+  file >> size >> resident;
+  return resident * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
+}  // namespace kvl::bench
