@@ -1,0 +1,176 @@
+// The event queue and the fate of packets.
+#include "transport/sim/sim_world.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "transport/sim/sim_control_net.h"
+#include "transport/sim/sim_link.h"
+
+namespace kvl::sim {
+
+SimWorld::SimWorld(const SimOptions& options) : options_(options), random_(options.seed) {}
+
+bool SimWorld::step() {
+  if (queue_.empty()) return false;
+  std::pop_heap(queue_.begin(), queue_.end());
+  Scheduled next = std::move(queue_.back());
+  queue_.pop_back();
+  clock_.now_ns_.store(next.at_ns, std::memory_order_relaxed);
+  next.action();
+  return true;
+}
+
+void SimWorld::run_until(std::int64_t at_ns) {
+  while (next_event_ns() <= at_ns) step();
+  if (now_ns() < at_ns) clock_.now_ns_.store(at_ns, std::memory_order_relaxed);
+}
+
+std::int64_t SimWorld::next_event_ns() const {
+  return queue_.empty() ? INT64_MAX : queue_.front().at_ns;
+}
+
+void SimWorld::after(std::int64_t delay_ns, Action action) {
+  queue_.push_back(
+      {now_ns() + std::max<std::int64_t>(delay_ns, 0), sequence_++, std::move(action)});
+  std::push_heap(queue_.begin(), queue_.end());
+}
+
+void SimWorld::partition(NodeId a, NodeId b) {
+  partition_one_way(a, b);
+  partition_one_way(b, a);
+}
+
+void SimWorld::heal(NodeId a, NodeId b) {
+  cut_.erase({a, b});
+  cut_.erase({b, a});
+}
+
+void SimWorld::kill_device(NodeId node, std::uint32_t device) {
+  dead_devices_.insert({node, device});
+  for (const auto& [id, link] : links_) {
+    if (link->port().node == node && link->port().device == device) link->on_device_dead();
+  }
+}
+
+void SimWorld::crash(NodeId node, Crash kind) {
+  const Port here = port(node, Port::kControl);
+  record(kind == Crash::process ? "crash" : "machine down", here, here, here.life);
+  SimControlNet* const control = net(node);
+  if (control != nullptr && kind == Crash::process) control->close_all();
+  nodes_[node].up = false;
+}
+
+void SimWorld::restart(NodeId node) {
+  Node& state = nodes_[node];
+  state.up = true;
+  ++state.life;
+}
+
+double SimWorld::uniform() { return static_cast<double>(random_() >> 11) * 0x1p-53; }
+
+std::uint64_t SimWorld::below(std::uint64_t bound) {
+  return static_cast<std::uint64_t>(uniform() * static_cast<double>(bound));
+}
+
+Port SimWorld::port(NodeId node, std::uint32_t device) { return {node, device, nodes_[node].life}; }
+
+bool SimWorld::alive(const Port& port) const {
+  const auto found = nodes_.find(port.node);
+  return found != nodes_.end() && found->second.up && found->second.life == port.life;
+}
+
+bool SimWorld::passes(const Port& from, const Port& to) const {
+  return alive(to) && !cut_.contains({from.node, to.node}) &&
+         !dead_devices_.contains({from.node, from.device}) &&
+         !dead_devices_.contains({to.node, to.device});
+}
+
+void SimWorld::transmit(const Port& from, const Port& to, std::uint64_t bytes, Action arrived,
+                        Action lost) {
+  attempt(from, to, bytes, std::move(arrived), std::move(lost), 1);
+}
+
+void SimWorld::attempt(const Port& from, const Port& to, std::uint64_t bytes, Action arrived,
+                       Action lost, int tries) {
+  if (!alive(from)) return;
+  // The port sends one packet after the other; then the path delays each on its own.
+  std::int64_t& busy_until = busy_until_[{from.node, from.device}];
+  busy_until = std::max(busy_until, now_ns());
+  if (options_.bytes_per_second != 0) {
+    busy_until += static_cast<std::int64_t>(static_cast<double>(bytes) * 1e9 /
+                                            static_cast<double>(options_.bytes_per_second));
+  }
+  std::int64_t leaves = busy_until;
+  const auto clog = clogged_until_.find({from.node, to.node});
+  if (clog != clogged_until_.end()) leaves = std::max(leaves, clog->second);
+  const auto tail = static_cast<double>(options_.delay_mean_ns - options_.delay_min_ns);
+  std::int64_t delay = options_.delay_min_ns;
+  delay += static_cast<std::int64_t>(std::min(-std::log(1.0 - uniform()), 20.0) * tail);
+  if (uniform() < options_.reorder) {
+    delay += static_cast<std::int64_t>(below(static_cast<std::uint64_t>(options_.reorder_ns)));
+  }
+  const bool dropped = uniform() < options_.drop;
+  after(leaves - now_ns() + delay,
+        [this, from, to, bytes, dropped, tries, arrived = std::move(arrived),
+         lost = std::move(lost)]() mutable {
+          if (!dropped && passes(from, to)) {
+            record("arrive", from, to, bytes);
+            arrived();
+            return;
+          }
+          record("drop", from, to, static_cast<std::uint64_t>(tries));
+          if (!alive(from)) return;
+          if (tries >= options_.tries_max) {
+            lost();
+            return;
+          }
+          after(options_.retransmit_ns << (tries - 1),
+                [this, from, to, bytes, tries, arrived = std::move(arrived),
+                 lost = std::move(lost)]() mutable {
+                  attempt(from, to, bytes, std::move(arrived), std::move(lost), tries + 1);
+                });
+        });
+}
+
+void SimWorld::record(std::string_view what, const Port& from, const Port& to,
+                      std::uint64_t value) {
+  const auto fold = [this](std::uint64_t word) {
+    digest_ = (digest_ ^ word) * 0x9E3779B97F4A7C15U;
+    digest_ ^= digest_ >> 29;
+  };
+  for (const char c : what) fold(static_cast<std::uint64_t>(c));
+  fold(static_cast<std::uint64_t>(now_ns()));
+  fold(std::uint64_t{from.node} << 32 | from.device);
+  fold(std::uint64_t{to.node} << 32 | to.device);
+  fold(value);
+  if (!options_.trace) return;
+  const auto name = [](const Port& p) {
+    return std::to_string(p.node) +
+           (p.device == Port::kControl ? std::string(".control") : "." + std::to_string(p.device));
+  };
+  trace_.push_back(std::to_string(now_ns()) + " ns  " + name(from) + " -> " + name(to) + "  " +
+                   std::string(what) + " " + std::to_string(value));
+}
+
+std::uint64_t SimWorld::add_link(SimLink* link) {
+  links_[++links_added_] = link;
+  return links_added_;
+}
+
+SimLink* SimWorld::link(std::uint64_t id) const {
+  const auto found = links_.find(id);
+  return found == links_.end() ? nullptr : found->second;
+}
+
+void SimWorld::remove_net(NodeId node, SimControlNet* net) {
+  const auto found = nets_.find(node);
+  if (found != nets_.end() && found->second == net) nets_.erase(found);
+}
+
+SimControlNet* SimWorld::net(NodeId node) const {
+  const auto found = nets_.find(node);
+  return found == nets_.end() ? nullptr : found->second;
+}
+
+}  // namespace kvl::sim
