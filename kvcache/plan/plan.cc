@@ -169,7 +169,7 @@ struct TransferPlan::Scratch {
   std::vector<std::uint32_t> ids;
 };
 
-void TransferPlan::ScratchDelete::operator()(Scratch* scratch) const { delete scratch; }
+void TransferPlan::ScratchDelete::operator()(Scratch* kept) const { delete kept; }
 
 namespace {
 

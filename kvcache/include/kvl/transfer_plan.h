@@ -70,7 +70,7 @@ struct TransferPlan {
 
   struct Scratch;  // what plan_transfer() keeps between calls
   struct ScratchDelete {
-    void operator()(Scratch* scratch) const;
+    void operator()(Scratch* kept) const;
   };
   std::unique_ptr<Scratch, ScratchDelete> scratch;
 };

@@ -308,5 +308,64 @@ TEST(PlanProperty, EveryByteOnceAndNoOther) {
   }
 }
 
+// Page ids and token counts may come from a peer: whatever is accepted stays inside the regions.
+TEST(PlanProperty, HostileRequestsAreRefusedOrInside) {
+  const std::uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  Random random(seed);
+  const auto number = [&](std::uint64_t usual) -> std::uint64_t {
+    switch (random.between(0, 7)) {
+      case 0:
+        return ~std::uint64_t{0} - random.between(0, 2);
+      case 1:
+        return random.engine()();
+      default:
+        return random.between(0, usual);
+    }
+  };
+  std::size_t accepted = 0;
+  TransferPlan plan;
+  for (int round = 0; round < 5000; ++round) {
+    Case c = random_case(random);
+    const auto ids = [&](const LayoutOptions& options) {
+      std::vector<std::uint32_t> list;
+      for (std::uint64_t i = random.between(0, 8); i > 0; --i) {
+        const bool wrong = random.between(0, 15) == 0;
+        list.push_back(static_cast<std::uint32_t>(
+            wrong ? number(options.page_count) : random.between(0, options.page_count - 1)));
+      }
+      return list;
+    };
+    std::vector<GroupPages> pages(c.geometries.size());
+    for (std::size_t i = 0; i < pages.size(); ++i) {
+      c.src_pages[i] = ids(c.src_options[i]);
+      c.dst_pages[i] = ids(c.dst_options[i]);
+      pages[i] = {.src = c.src_pages[i],
+                  .dst = c.dst_pages[i],
+                  .src_first_token = random.flip() ? 0 : number(9),
+                  .dst_first_token = random.flip() ? 0 : number(9)};
+    }
+    const PageLayout src =
+        layout_of(c, c.src_options, {.tp_size = c.src_sizes.tp_size, .tp_rank = 0});
+    const PageLayout dst =
+        layout_of(c, c.dst_options, {.tp_size = c.dst_sizes.tp_size, .tp_rank = 0});
+    const PlanRequest request{
+        .groups = pages,
+        .skip_tokens = number(10),
+        .tokens = number(20),
+        .layers = {static_cast<std::uint32_t>(number(4)), static_cast<std::uint32_t>(number(6))},
+        .by_layer = c.by_layer};
+    if (!plan_transfer(src, dst, request, plan).ok()) continue;
+    accepted += plan.ops.empty() ? 0 : 1;
+    for (const PageOp& op : plan.ops) {
+      ASSERT_LE(op.local_offset + (op.count - 1) * op.local_stride + op.bytes,
+                src.region_bytes(op.local_region));
+      ASSERT_LE(op.remote_offset + (op.count - 1) * op.remote_stride + op.bytes,
+                dst.region_bytes(op.remote_region));
+    }
+  }
+  EXPECT_GT(accepted, 100U);
+}
+
 }  // namespace
 }  // namespace kvl
