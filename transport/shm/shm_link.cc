@@ -1,0 +1,420 @@
+// The Link interface: batches, notes, poll, sleep.
+#include "transport/shm/shm_link.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kvl/log.h"
+
+namespace kvl::shm {
+namespace {
+
+constexpr std::uint64_t kWindowBytes = 256 << 10;
+constexpr std::uint32_t kPollsPerIo = 32;         // an idle poll looks at the sockets this often
+constexpr std::uint64_t kBytesPerIo = 4 << 20;    // … and a busy one
+constexpr std::int64_t kWatchNs = 200'000;        // for what nobody wakes us for
+constexpr std::int64_t kFarewellNs = 50'000'000;  // ~ShmLink waits this long for peers at most
+
+}  // namespace
+
+Peer* ShmLink::find_peer(PeerId id) {
+  std::unique_ptr<Peer>* const peer = peers_.find(id.value);
+  return peer == nullptr ? nullptr : peer->get();
+}
+
+ShmLink::~ShmLink() {
+  for (Peer* peer : order_) {
+    peer->own.close();
+    end_batches(*peer, Code::aborted);
+  }
+  while (windows_used_ > 0) poll_windows();
+  for (Peer* peer : order_) {
+    if (peer->socket) (void)send_message(peer->socket.get(), Message{.type = MessageType::goodbye});
+  }
+  // A peer's slice of copying is short; one that is stopped or dead is not waited for.
+  const SteadyClock clock;
+  const std::int64_t deadline = clock.now_ns() + kFarewellNs;
+  const auto touched = [this] {
+    return std::any_of(order_.begin(), order_.end(), [](const Peer* peer) {
+      return peer->view && !peer->goodbye && peer->view.touches_any() &&
+             !(peer->pidfd && process_exited(peer->pidfd.get()));
+    });
+  };
+  while (touched()) {
+    if (clock.now_ns() > deadline) {
+      log(LogLevel::warning, "shm.not_quiescent",
+          {{"meaning", "a peer still copies while its target link is destroyed"}});
+      break;
+    }
+    ::sched_yield();
+  }
+}
+
+Status ShmLink::check_batch(const Batch& batch) {
+  if (batch.note.size() > kNoteBytesMax) return {Code::invalid_argument, "note too long"};
+  if (!batch.note.empty() && batch.direction != Direction::write) {
+    return {Code::invalid_argument, "a read carries no note"};
+  }
+  if (batch.ops.empty()) {
+    if (batch.begin != 0 || batch.end != 0) return {Code::invalid_argument, "positions of no ops"};
+    return {};
+  }
+  const Access wanted =
+      batch.direction == Direction::write ? Access::remote_write : Access::remote_read;
+  for (const MemoryId id : batch.locals) {
+    if (table_.find(id) == nullptr) return {Code::invalid_argument, "stale local memory"};
+  }
+  for (const RemoteId id : batch.remotes) {
+    const RemoteName* const name = remotes_.find(id.value);
+    if (name == nullptr || name->dropped || name->peer != batch.peer) {
+      return {Code::invalid_argument, "stale remote memory"};
+    }
+  }
+  std::uint32_t local_region = UINT32_MAX, remote_region = UINT32_MAX;
+  std::uint64_t local_bytes = 0, remote_bytes = 0;
+  for (const PageOp& op : batch.ops) {
+    if (op.local_region >= batch.locals.size() || op.remote_region >= batch.remotes.size()) {
+      return {Code::invalid_argument, "region index of an op"};
+    }
+    if (op.local_region != local_region) {
+      local_region = op.local_region;
+      local_bytes = table_.at(batch.locals[local_region]).memory.bytes;
+    }
+    if (op.remote_region != remote_region) {
+      remote_region = op.remote_region;
+      const MemoryCard& card = remotes_.find(batch.remotes[remote_region].value)->card;
+      if (!allows(card.access, wanted)) return {Code::permission, "access of remote memory"};
+      remote_bytes = card.bytes;
+    }
+    if (!fits(local_bytes, op.local_offset, op.local_stride, op.count, op.bytes)) {
+      return {Code::invalid_argument, "bounds of local memory"};
+    }
+    if (!fits(remote_bytes, op.remote_offset, op.remote_stride, op.count, op.bytes)) {
+      return {Code::invalid_argument, "bounds of remote memory"};
+    }
+  }
+  const std::uint64_t last = batch.ops.back().total_bytes();
+  const std::uint64_t end = batch.end == 0 ? last : batch.end;
+  if (batch.begin >= batch.ops.front().total_bytes() || end > last ||
+      (batch.ops.size() == 1 && batch.begin >= end)) {
+    return {Code::invalid_argument, "positions of the ops"};
+  }
+  return {};
+}
+
+Status ShmLink::post(const Batch& batch) {
+  Peer* const peer = find_peer(batch.peer);
+  if (peer == nullptr || peer->closed_here) return {Code::invalid_argument, "stale peer"};
+  if (pool_.full()) return {Code::exhausted, "batches in flight"};
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    KVL_TRY(check_batch(batch));
+    if (!batch.ops.empty()) {
+      for (const MemoryId id : batch.locals) {
+        table_.at(id).uses.fetch_add(1, std::memory_order_relaxed);
+      }
+    }
+  }
+  if (!batch.ops.empty()) {
+    for (const RemoteId id : batch.remotes) {
+      RemoteName& name = *remotes_.find(id.value);
+      ++name.uses;
+      ++name.memory->uses;
+    }
+  }
+  const std::uint32_t index = pool_.take();
+  BatchSlot& slot = pool_[index];
+  slot.batch = batch;
+  std::copy(batch.note.begin(), batch.note.end(), slot.note.begin());
+  slot.batch.note = std::span<const std::byte>(slot.note).first(batch.note.size());
+  slot.cursor.start(batch);
+  pool_.push(peer->queue, index);
+  ++queued_;
+  ++peer->batches_open;
+  if (peer->state == PeerState::draining) finish(*peer, index, peer->down_code);
+  return {};
+}
+
+Status ShmLink::cancel(Ticket ticket) {
+  for (std::uint32_t i = 0; i < pool_.size(); ++i) {
+    BatchSlot& slot = pool_[i];
+    if (!slot.used || slot.batch.ticket != ticket) continue;
+    Peer* const peer = find_peer(slot.batch.peer);
+    if (peer == nullptr || slot.ending) return {};  // its event is on its way
+    slot.ending = true;
+    slot.code = Code::aborted;
+    if (slot.windows == 0) finish(*peer, i, Code::aborted);
+    return {};
+  }
+  return {Code::not_found, "no such batch in flight"};
+}
+
+// Nothing touches the batch's memory any more: only its event is left.
+void ShmLink::finish(Peer& peer, std::uint32_t index, Code code) {
+  BatchSlot& slot = pool_[index];
+  slot.code = code;
+  slot.ending = true;
+  pool_.erase(peer.queue, index);
+  --queued_;
+  pool_.push(done_, index);
+  if (slot.batch.ops.empty()) return;
+  for (const RemoteId id : slot.batch.remotes) {
+    RemoteName& name = *remotes_.find(id.value);
+    --name.uses;
+    RemoteMemory& memory = *name.memory;
+    if (--memory.uses == 0 && memory.gone) memory.mapping.reset();
+    if (name.dropped && name.uses == 0) release_name(id.value, name);
+  }
+  for (const MemoryId id : slot.batch.locals) {
+    table_.at(id).uses.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+void ShmLink::end_batches(Peer& peer, Code code) {
+  for (std::uint32_t i = peer.queue.head; i != kNoBatch;) {
+    const std::uint32_t next = pool_[i].next;
+    BatchSlot& slot = pool_[i];
+    if (!slot.ending) slot.code = code;
+    slot.ending = true;
+    if (slot.windows == 0) finish(peer, i, slot.code);
+    i = next;
+  }
+}
+
+bool ShmLink::runnable(Peer& peer, BatchSlot& slot) {
+  if (peer.state != PeerState::up || slot.ending) return false;
+  slot.started = slot.started || slot.batch.after.ready();
+  if (!slot.started) return false;
+  if (slot.cursor.done()) return slot.windows == 0 && !peer.blocked;
+  const RemoteName* const name =
+      remotes_.find(slot.batch.remotes[slot.cursor.op().remote_region].value);
+  return usable(*name).code() != Code::exhausted;
+}
+
+void ShmLink::step_batch(Peer& peer, std::uint32_t index, std::uint64_t& budget) {
+  BatchSlot& slot = pool_[index];
+  while (!slot.ending && !slot.cursor.done() && budget > 0) {
+    std::uint64_t moved = 0;
+    const Moved result = move_window(peer, index, std::min(budget, kWindowBytes), moved);
+    budget -= std::min(budget, moved);
+    if (result == Moved::later) return;
+    if (result == Moved::failed) slot.ending = true;  // its code is set
+  }
+  if (slot.windows > 0) return;
+  if (slot.ending) return finish(peer, index, slot.code);
+  if (!slot.cursor.done()) return;
+  if (!slot.batch.note.empty() && !send_note(peer, slot)) return;
+  finish(peer, index, Code::ok);
+}
+
+void ShmLink::run_peer(Peer& peer, std::uint64_t budget) {
+  for (std::uint32_t i = peer.queue.head; i != kNoBatch && budget > 0;) {
+    const std::uint32_t next = pool_[i].next;
+    BatchSlot& slot = pool_[i];
+    slot.started = slot.started || slot.batch.after.ready();
+    if (slot.started) step_batch(peer, i, budget);
+    if (peer.doom != Code::ok) return drain(peer, peer.doom);
+    i = next;
+  }
+}
+
+// False: there is no room, or the peer was found to be lost.
+bool ShmLink::send_note(Peer& peer, const BatchSlot& slot) {
+  OutboxLayout& own = peer.own.page();
+  std::uint64_t used = peer.note_head - peer.view.page().note_tail.load(std::memory_order_acquire);
+  if (used == kNoteSlots) {
+    if (!peer.blocked) own.blocked.store(1, std::memory_order_seq_cst);
+    peer.blocked = true;
+    used = peer.note_head - peer.view.page().note_tail.load(std::memory_order_seq_cst);
+    if (used == kNoteSlots) return false;
+  }
+  if (used > kNoteSlots) {
+    peer.doom = Code::corrupt;
+    return false;
+  }
+  if (peer.blocked) own.blocked.store(0, std::memory_order_relaxed);
+  peer.blocked = false;
+  NoteSlot& note = own.notes[peer.note_head % kNoteSlots];
+  note.bytes = static_cast<std::uint8_t>(slot.batch.note.size());
+  std::memcpy(note.data.data(), slot.note.data(), slot.batch.note.size());
+  // Publishes the note and, before it, every byte of the batch; then looks for a sleeper.
+  own.note_head.store(++peer.note_head, std::memory_order_seq_cst);
+  notes_sent_.add();
+  ring(peer);
+  return true;
+}
+
+void ShmLink::ring(Peer& peer) {
+  const std::uint32_t armed = peer.view.page().armed.load(std::memory_order_seq_cst);
+  if ((armed & 1U) == 0 || armed == peer.rung) return;
+  peer.rung = armed;
+  doorbells_.add();
+  // A full socket is readable at the other end: as good as a bell. A dead one is found by run_io.
+  (void)send_message(peer.socket.get(), Message{.type = MessageType::doorbell});
+}
+
+void ShmLink::take_notes(Peer& peer, Sink& sink) {
+  if (!peer.view || !peer.notes_open) return;
+  const OutboxLayout& theirs = peer.view.page();
+  const std::uint64_t waiting = theirs.note_head.load(std::memory_order_acquire) - peer.note_tail;
+  if (waiting == 0) return;
+  if (waiting > kNoteSlots) {
+    peer.notes_open = false;
+    return drain(peer, Code::corrupt);
+  }
+  const std::uint64_t end = peer.note_tail + waiting;
+  while (peer.note_tail != end && !sink.full()) {
+    const NoteSlot& slot = theirs.notes[peer.note_tail % kNoteSlots];
+    const std::uint8_t bytes = *static_cast<const volatile std::uint8_t*>(&slot.bytes);
+    if (bytes > kNoteBytesMax) {
+      peer.notes_open = false;
+      return drain(peer, Code::corrupt);
+    }
+    Event& event = sink.next();
+    event.kind = Event::Kind::note;
+    event.peer = peer.id;
+    event.note_bytes = bytes;
+    std::memcpy(event.note.data(), slot.data.data(), bytes);
+    ++peer.note_tail;
+    notes_received_.add();
+  }
+  peer.own.page().note_tail.store(peer.note_tail, std::memory_order_seq_cst);
+  if (theirs.blocked.load(std::memory_order_seq_cst) != 0 && peer.socket) ring(peer);
+}
+
+void ShmLink::deliver_batches(Sink& sink) {
+  while (!done_.empty() && !sink.full()) {
+    const std::uint32_t i = done_.head;
+    BatchSlot& slot = pool_[i];
+    pool_.erase(done_, i);
+    Event& event = sink.next();
+    event.kind = Event::Kind::batch;
+    event.code = slot.code;
+    event.peer = slot.batch.peer;
+    event.ticket = slot.batch.ticket;
+    event.bytes_done = slot.bytes_done;
+    (slot.code == Code::ok ? batches_ok_ : batches_failed_).add();
+    if (Peer* peer = find_peer(slot.batch.peer)) --peer->batches_open;
+    pool_.give(i);
+  }
+}
+
+std::size_t ShmLink::poll(std::span<Event> events) {
+  Sink sink{events};
+  const bool slept = armed_;
+  if (armed_) disarm();
+  if (slept || unsettled_ > 0 || ++polls_since_io_ >= kPollsPerIo ||
+      bytes_since_io_ >= kBytesPerIo) {
+    run_io();
+  }
+  if (unsettled_ > 0) run_timers();
+  if (cards_waiting_.load(std::memory_order_relaxed)) flush_all_cards();
+  if (windows_used_ > 0) poll_windows();
+
+  // Each peer in its turn; the next poll begins with the next peer.
+  const std::size_t peers = order_.size();
+  const auto budget = static_cast<std::uint64_t>(config_.poll_bytes);
+  const std::uint64_t moved_before = bytes_since_io_;
+  for (std::size_t i = 0; i < peers; ++i) {
+    Peer& peer = *order_[(turn_ + i) % peers];
+    if (peer.state == PeerState::up && !peer.up_announced) {
+      if (sink.full()) continue;
+      Event& event = sink.next();
+      event.kind = Event::Kind::peer_up;
+      event.peer = peer.id;
+      peer.up_announced = true;
+    }
+    if (peer.up_announced) take_notes(peer, sink);
+    if (peer.state == PeerState::up && !peer.queue.empty()) {
+      const std::uint64_t moved = bytes_since_io_ - moved_before;
+      if (moved < budget) {
+        const std::uint64_t sharers =
+            std::max<std::uint64_t>(1, std::min<std::uint64_t>(peers - i, queued_));
+        run_peer(peer, std::max(kWindowBytes, (budget - moved) / sharers));
+      }
+    }
+  }
+  if (peers > 0) turn_ = (turn_ + 1) % peers;
+  deliver_batches(sink);
+  if (unsettled_ > 0) {
+    for (std::size_t i = order_.size(); i-- > 0;) {
+      if (order_[i]->state == PeerState::draining) step_draining(*order_[i], sink);
+    }
+  }
+  return sink.count;
+}
+
+void ShmLink::disarm() {
+  armed_ = false;
+  for (Peer* peer : order_) {
+    std::atomic<std::uint32_t>& word = peer->own.page().armed;
+    const std::uint32_t value = word.load(std::memory_order_relaxed);
+    if ((value & 1U) != 0) word.store(value + 1, std::memory_order_relaxed);
+  }
+}
+
+bool ShmLink::arm() {
+  if (!done_.empty() || windows_used_ > 0) return false;
+  armed_ = true;
+  for (Peer* peer : order_) {
+    if (peer->state != PeerState::up) continue;
+    std::atomic<std::uint32_t>& word = peer->own.page().armed;
+    word.store(word.load(std::memory_order_relaxed) | 1U, std::memory_order_seq_cst);
+  }
+  for (Peer* peer : order_) {
+    bool pending = peer->drained || (peer->state == PeerState::up && !peer->up_announced);
+    if (peer->state == PeerState::up) {
+      const OutboxLayout& theirs = peer->view.page();
+      pending = pending || theirs.note_head.load(std::memory_order_seq_cst) != peer->note_tail;
+      if (peer->blocked &&
+          peer->note_head - theirs.note_tail.load(std::memory_order_seq_cst) != kNoteSlots) {
+        pending = true;
+      }
+      for (std::uint32_t b = peer->queue.head; b != kNoBatch && !pending; b = pool_[b].next) {
+        pending = runnable(*peer, pool_[b]);
+      }
+    }
+    if (pending) {
+      disarm();
+      return false;
+    }
+  }
+  return true;
+}
+
+std::int64_t ShmLink::next_timer_ns() const {
+  std::int64_t next = INT64_MAX;
+  bool watch = pending_names_ > 0 || cards_waiting_.load(std::memory_order_relaxed);
+  if (unsettled_ > 0) {
+    for (const Stranger& stranger : strangers_) next = std::min(next, stranger.deadline_ns);
+    for (const Peer* peer : order_) {
+      next = std::min(next, peer->deadline_ns);
+      watch =
+          watch || peer->state == PeerState::draining ||
+          (peer->state == PeerState::connecting && peer->role == PeerRole::active && !peer->socket);
+    }
+  }
+  // A ReadyToken is a word in memory that wakes nobody.
+  watch = watch || queued_ > 0;
+  return watch ? std::min(next, context_.clock.now_ns() + kWatchNs) : next;
+}
+
+void ShmLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) const {
+  const auto count = [&](std::string_view name, std::string_view help, const Counter& counter) {
+    visitor.counter(name, help, labels, static_cast<double>(counter.value()));
+  };
+  count("kvl_shm_bytes_written_total", "Bytes copied to peers", bytes_written_);
+  count("kvl_shm_bytes_read_total", "Bytes copied from peers", bytes_read_);
+  count("kvl_shm_batches_ok_total", "Batches that ended ok", batches_ok_);
+  count("kvl_shm_batches_failed_total", "Batches that ended otherwise", batches_failed_);
+  count("kvl_shm_notes_sent_total", "Notes written", notes_sent_);
+  count("kvl_shm_notes_received_total", "Notes taken", notes_received_);
+  count("kvl_shm_doorbells_total", "Sleeping peers that were woken", doorbells_);
+  count("kvl_shm_refused_connections_total", "Connections that were no peer of ours",
+        refused_connections_);
+  count("kvl_shm_refused_memory_total", "Memory of peers that could not be used", denied_memory_);
+}
+
+}  // namespace kvl::shm
