@@ -48,6 +48,9 @@ struct Case {
   Range layers{0, 0xFFFFFFFF};
   bool by_layer = true;
   bool swap_sides = false;
+  // Not 0: tensors lie in no regular order, differently on each rank, some in a region of their
+  // own.
+  std::uint64_t scatter_seed = 0;
 };
 
 class Random {
@@ -110,6 +113,7 @@ Case random_case(Random& random) {
   c.skip = random.flip() ? 0 : random.between(0, c.tokens - 1);
   c.by_layer = random.flip();
   c.swap_sides = random.flip();
+  c.scatter_seed = random.between(0, 2) == 0 ? random.engine()() : 0;
   const auto layers = static_cast<std::uint32_t>(random.between(1, 6));
   const auto parallel = [&] {
     return ParallelSizes{random.pick<std::uint32_t>({1, 2, 4, 8}),
@@ -130,8 +134,8 @@ Case random_case(Random& random) {
     geometry.head_dim = static_cast<std::uint32_t>(random.between(1, 3));
     geometry.dtype = random.pick<Dtype>({Dtype::fp8, Dtype::bf16, Dtype::f32});
     c.geometries.push_back(geometry);
-    c.src_options.push_back(random_options(random, c.tokens, group * 16));
-    c.dst_options.push_back(random_options(random, c.tokens, group * 16));
+    c.src_options.push_back(random_options(random, c.tokens, group * 32));
+    c.dst_options.push_back(random_options(random, c.tokens, group * 32));
     c.src_pages.push_back(random_pages(random, c.src_options.back().page_count));
     c.dst_pages.push_back(random_pages(random, c.dst_options.back().page_count));
     // Sometimes the receiver lists only the pages from the first token to move on.
@@ -141,13 +145,28 @@ Case random_case(Random& random) {
   return c;
 }
 
+// Any permutation of the places of equal tensors is a layout too.
+void scatter(LayoutGroup& group, Random& random) {
+  std::vector<TensorPlace> places = group.k;
+  places.insert(places.end(), group.v.begin(), group.v.end());
+  std::shuffle(places.begin(), places.end(), random.engine());
+  for (TensorPlace& place : places) {
+    if (random.between(0, 3) == 0) place.region += 64;
+  }
+  const auto v = places.begin() + static_cast<std::ptrdiff_t>(group.k.size());
+  std::copy(places.begin(), v, group.k.begin());
+  std::copy(v, places.end(), group.v.begin());
+}
+
 PageLayout layout_of(const Case& c, const std::vector<LayoutOptions>& options,
                      const ParallelSlice& slice) {
+  Random random(c.scatter_seed + flat_rank(slice));
   std::vector<LayoutGroup> groups;
   for (std::size_t i = 0; i < options.size(); ++i) {
     const auto one = make_layout(c.geometries[i], slice, options[i]);
     EXPECT_TRUE(one.ok()) << one.status().to_string();
     groups.push_back(one->groups()[0]);
+    if (c.scatter_seed != 0) scatter(groups.back(), random);
   }
   return *PageLayout::create(c.geometries[0].layers, slice, std::move(groups));
 }

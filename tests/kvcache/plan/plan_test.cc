@@ -181,6 +181,25 @@ TEST(PlanRanks, ReplicasShareTheReceivers) {
   }
 }
 
+// Both sides compute it, so the rule is part of the protocol.
+TEST(PlanRanks, NeighboursServeNeighbours) {
+  const auto sender = [](std::uint32_t kv_heads, std::uint32_t senders, std::uint32_t receivers,
+                         std::uint32_t receiver) {
+    for (std::uint32_t s = 0; s < senders; ++s) {
+      if (sends(kv_heads, {.tp_size = senders, .tp_rank = s},
+                {.tp_size = receivers, .tp_rank = receiver})) {
+        return s;
+      }
+    }
+    return senders;
+  };
+  for (std::uint32_t d = 0; d < 4; ++d) {
+    EXPECT_EQ(sender(1, 2, 4, d), d / 2);
+    EXPECT_EQ(sender(1, 8, 4, d), d * 2);
+    EXPECT_EQ(sender(2, 8, 4, d), d * 2);
+  }
+}
+
 class PlanRefusals : public ::testing::Test {
  protected:
   Code code(const std::vector<std::uint32_t>& src, const std::vector<std::uint32_t>& dst,
