@@ -183,6 +183,7 @@ void mode_options(CLI::App& command, Given& given) {
                   "with --serve: memory granted to peers (half of what is free)")
       ->group(group);
   command.add_flag("--serve-child", given.child)->group("");
+  command.add_option("--serve-fleet", options.serve_fleet)->check(CLI::Range(1, 10'000))->group("");
 }
 
 // One line on standard error that overwrites itself; nothing when that is no terminal.
@@ -193,6 +194,7 @@ void show_progress(const std::string& line) {
 }
 
 int run(const Bench& bench, bool child) {
+  if (bench.options.serve_fleet > 0) return bench::run_serve_fleet(bench);
   if (bench.options.serve) return bench::run_serve(bench, child);
   if (!bench.options.peer.empty()) return bench::run_compare(bench);
   if (bench.options.latency) return bench::run_latency(bench);

@@ -17,8 +17,9 @@ struct BenchOptions {
   bool latency = false;
   std::string suite;  // "figures", "scaling"
   bool serve = false;
-  std::string serve_address;  // "" with serve: any address, free port
-  std::string peer;           // a serving side on another host
+  std::string serve_address;      // "" with serve: any address, free port
+  std::uint64_t serve_fleet = 0;  // that many targets in this process
+  std::string peer;               // a serving side on another host
   std::vector<std::string> compare;
 
   // Rows.

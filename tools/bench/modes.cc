@@ -3,6 +3,7 @@
 
 #include <cstdio>
 
+#include "tools/bench/fleet.h"
 #include "tools/bench/target.h"
 
 namespace kvl::bench {
@@ -34,6 +35,13 @@ int run_rows(const Bench& bench) {
     }
   }
   return wrong ? 1 : 0;
+}
+
+int run_serve_fleet(const Bench& bench) {
+  Flags flags = bench.options.flags;
+  flags.emplace_back("progress", "caller");
+  const auto settings = bench.settings(flags);
+  return settings.ok() ? serve_fleet(*settings, bench.options.serve_fleet) : 1;
 }
 
 int run_serve(const Bench& bench, bool child) {

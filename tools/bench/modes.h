@@ -13,6 +13,7 @@ int run_figures(const Bench& bench);
 int run_scaling(const Bench& bench);
 // Answers benches until Ctrl-C. `child`: for one peer, of this program.
 int run_serve(const Bench& bench, bool child);
+int run_serve_fleet(const Bench& bench);
 int run_compare(const Bench& bench);
 
 // "kvlane bench: <sentence>" on standard error; nothing for an empty one.

@@ -70,13 +70,10 @@ Target::Target(Engine& engine, TargetOptions options)
 Target::~Target() = default;
 
 void Target::run(const std::function<bool()>& stop, bool last_peer_ends) {
-  std::array<EngineEvent, 32> events;
   const SteadyClock clock;
   std::int64_t spin_until_ns = 0;
   while (!stop()) {
-    const std::size_t count = engine_.poll(events);
-    for (const EngineEvent& event : std::span(events).first(count)) on_event(event);
-    if (count > 0) {
+    if (step()) {
       if (spin_us_ > 0) spin_until_ns = clock.now_ns() + spin_us_ * 1000;
       continue;
     }
@@ -87,6 +84,12 @@ void Target::run(const std::function<bool()>& stop, bool last_peer_ends) {
                                                        [](auto& v) { return v.second->busy(); });
     engine_.wait(busy ? kBusyWaitMs : kWaitMs);
   }
+}
+
+bool Target::step() {
+  const std::size_t count = engine_.poll(events_);
+  for (const EngineEvent& event : std::span(events_).first(count)) on_event(event);
+  return count > 0;
 }
 
 void Target::reap() {

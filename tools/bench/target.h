@@ -15,7 +15,7 @@
 // begins with 'P' is answered by a note 'A'.
 #pragma once
 
-#include <atomic>
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <future>
@@ -51,6 +51,8 @@ class Target {
   // Until `stop` says so (asked at least every 50 ms) or, with `last_peer_ends`, the first peer
   // that came has gone.
   void run(const std::function<bool()>& stop, bool last_peer_ends);
+  // One look at the engine's events, for owners of several targets. False: there were none.
+  bool step();
 
  private:
   struct Visitor;
@@ -66,6 +68,7 @@ class Target {
   const TargetOptions options_;
   std::map<std::uint64_t, std::unique_ptr<Visitor>> visitors_;  // by peer handle
   std::vector<std::unique_ptr<Visitor>> leaving_;               // gone; their work is not done yet
+  std::array<EngineEvent, 32> events_;
   std::int64_t spin_us_ = 0;
   bool peer_seen_ = false;
 };

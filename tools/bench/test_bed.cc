@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "tools/bench/target.h"
+
 namespace kvl::bench {
 namespace {
 
@@ -58,6 +60,16 @@ Status TestBed::start(Direction direction, std::size_t index, std::uint64_t user
   transfer.remotes = remotes_;
   transfer.user = user;
   if (with_note && direction == Direction::write) transfer.note = kBatchNote;
+  return session_.start(transfer);
+}
+
+Status TestBed::ping(std::size_t index) {
+  static constexpr std::array<std::byte, 8> kNote{kPingNote};
+  Transfer transfer;
+  transfer.ops = workload_.ops_of(index);
+  transfer.locals = locals_;
+  transfer.remotes = remotes_;
+  transfer.note = kNote;
   return session_.start(transfer);
 }
 

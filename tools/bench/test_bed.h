@@ -32,6 +32,8 @@ class TestBed {
 
   // Starts transfer number `index` of the workload's rotation.
   Status start(Direction direction, std::size_t index, std::uint64_t user, bool with_note);
+  // Writes the first page and shows the target a note that it answers.
+  Status ping(std::size_t index);
 
   // Writes a different pattern over each arena.
   Status fill();
