@@ -1,0 +1,323 @@
+// A peer that speaks the protocol by hand and lies: each lie ends that peer, or only the memory it
+// is about, and nothing else.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/un.h>
+
+#include <random>
+#include <string>
+
+#include "tests/support/log_guard.h"
+#include "tests/transport/shm/pair.h"
+#include "transport/base/unique_fd.h"
+#include "transport/shm/shm_outbox.h"
+#include "transport/shm/shm_socket.h"
+#include "transport/shm/shm_wire.h"
+
+namespace kvl::test {
+namespace {
+
+using shm::MemoryCard;
+using shm::Message;
+using shm::MessageType;
+
+constexpr std::uint64_t kBytes = 64 << 10;
+
+// The liar. It dials `victim`, so that the victim is passive.
+struct Rogue {
+  explicit Rogue(Host& host) : victim(host) {
+    me = *victim.link->open_peer(PeerRole::passive);
+    const shm::HostIdentity here = *shm::host_identity();
+    theirs = *shm::decode_offer(*victim.link->offer(me), here);
+    mine.name = shm::random_token();
+    mine.token = shm::random_token();
+    mine.host = here;
+    EXPECT_TRUE(victim.link->accept(me, shm::encode(mine)).ok());
+    outbox.emplace(std::move(shm::Outbox::open()).value());
+  }
+  Message hello() const {
+    Message message;
+    message.type = MessageType::hello;
+    message.to = theirs.token;
+    message.from = mine.token;
+    message.probe_address = reinterpret_cast<std::uintptr_t>(mine.token.data());
+    return message;
+  }
+  void dial() { socket = std::move(shm::connect_to(theirs.name)).value(); }
+  // A proper beginning.
+  void connect() {
+    dial();
+    EXPECT_TRUE(send_message(socket.get(), hello(), outbox->fd()).ok());
+    EXPECT_EQ(await(Event::Kind::peer_up, victim).peer, me);
+  }
+  Code down() { return await(Event::Kind::peer_down, victim).code; }
+  // One card of memory that is the rogue's, and the victim's name for it.
+  Result<RemoteId> announce(const MemoryCard& card, int fd) {
+    Message message;
+    message.type = MessageType::memory;
+    message.card = card;
+    EXPECT_TRUE(send_message(socket.get(), message, fd).ok());
+    const auto* raw = reinterpret_cast<const std::byte*>(&card);
+    return victim.link->import_memory(me, {raw, sizeof(card)});
+  }
+
+  Host& victim;
+  PeerId me;
+  shm::Offer theirs, mine;
+  std::optional<shm::Outbox> outbox;
+  UniqueFd socket;
+};
+
+MemoryCard card_of(std::uint32_t index, std::uint64_t bytes = kBytes) {
+  MemoryCard card;
+  card.access = Access::remote_all;
+  card.index = index;
+  card.generation = 1;
+  card.bytes = bytes;
+  return card;
+}
+
+UniqueFd memfd(std::uint64_t bytes, int seals) {
+  UniqueFd fd(::memfd_create("rogue", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  EXPECT_EQ(0, ::ftruncate(fd.get(), static_cast<off_t>(bytes)));
+  EXPECT_EQ(0, ::fcntl(fd.get(), F_ADD_SEALS, seals));
+  return fd;
+}
+
+TEST(ShmHostile, StrangersAreRefusedAndCounted) {
+  Host victim(Flags{{"shm.connect_timeout_ms", "300"}});
+  Rogue rogue(victim);
+  struct Count final : MetricVisitor {
+    void counter(std::string_view name, std::string_view, const MetricLabels&,
+                 double value) override {
+      if (name == "kvl_shm_refused_connections_total") refused = value;
+    }
+    void gauge(std::string_view, std::string_view, const MetricLabels&, double) override {}
+    double refused = 0;
+  };
+  const auto refused = [&] {
+    Count count;
+    victim.link->visit_metrics(count, {});
+    return count.refused;
+  };
+  const auto until_refused = [&](double n) {
+    for (int i = 0; i < 100'000 && refused() < n; ++i) victim.poll();
+    EXPECT_EQ(refused(), n);
+  };
+  rogue.dial();  // garbage
+  EXPECT_EQ(4, ::send(rogue.socket.get(), "GET ", 4, 0));
+  until_refused(1);
+  rogue.dial();  // a token that nobody has
+  Message wrong = rogue.hello();
+  wrong.to = shm::random_token();
+  EXPECT_TRUE(send_message(rogue.socket.get(), wrong, rogue.outbox->fd()).ok());
+  until_refused(2);
+  rogue.dial();  // the right token from somebody whom the offer did not announce
+  wrong = rogue.hello();
+  wrong.from = shm::random_token();
+  EXPECT_TRUE(send_message(rogue.socket.get(), wrong, rogue.outbox->fd()).ok());
+  until_refused(3);
+  rogue.dial();  // no outbox
+  EXPECT_TRUE(send_message(rogue.socket.get(), rogue.hello()).ok());
+  until_refused(4);
+  rogue.dial();  // silence, until the deadline
+  rogue.down();
+  until_refused(5);
+}
+
+TEST(ShmHostile, BadOutboxes) {
+  const auto attempt = [](int fd) {
+    Host victim;
+    Rogue rogue(victim);
+    rogue.dial();
+    EXPECT_TRUE(send_message(rogue.socket.get(), rogue.hello(), fd).ok());
+    const ExpectLog expected("shm.peer_corrupt");
+    return rogue.down();
+  };
+  const UniqueFd unsealed = memfd(sizeof(shm::OutboxLayout), 0);
+  const UniqueFd small = memfd(4096, F_SEAL_SHRINK);
+  const UniqueFd blank = memfd(sizeof(shm::OutboxLayout), F_SEAL_SHRINK);
+  const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  EXPECT_EQ(attempt(unsealed.get()), Code::corrupt);
+  EXPECT_EQ(attempt(small.get()), Code::corrupt);
+  EXPECT_EQ(attempt(blank.get()), Code::corrupt);
+  EXPECT_EQ(attempt(null.get()), Code::corrupt);
+}
+
+TEST(ShmHostile, OutboxIsReadOnlyForThePeer) {
+  Host victim;
+  Rogue rogue(victim);
+  rogue.connect();
+  shm::Received welcome = shm::receive_message(rogue.socket.get());
+  ASSERT_EQ(welcome.kind, shm::Received::Kind::message);
+  ASSERT_TRUE(welcome.fd);
+  EXPECT_EQ(::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, welcome.fd.get(), 0),
+            MAP_FAILED);
+  EXPECT_NE(::ftruncate(welcome.fd.get(), 0), 0);
+  EXPECT_LT(::pwrite(welcome.fd.get(), "x", 1, 128), 0);
+}
+
+TEST(ShmHostile, BadRings) {
+  const auto attempt = [](auto&& lie) {
+    Host victim;
+    Rogue rogue(victim);
+    rogue.connect();
+    // A batch whose note needs room in the rogue's reading.
+    Batch batch{.ticket = Ticket{1}, .peer = rogue.me};
+    batch.note = bytes_of("hello");
+    lie(rogue.outbox->page());
+    EXPECT_TRUE(victim.link->post(batch).ok());
+    const ExpectLog expected("shm.peer_corrupt");
+    const Event end = await(Event::Kind::batch, victim);
+    const Code down = rogue.down();
+    EXPECT_TRUE(end.code == Code::ok || end.code == Code::corrupt);
+    return down;
+  };
+  EXPECT_EQ(attempt([](shm::OutboxLayout& page) { page.note_head = 257; }), Code::corrupt);
+  EXPECT_EQ(attempt([](shm::OutboxLayout& page) { page.note_head = UINT64_MAX; }), Code::corrupt);
+  EXPECT_EQ(attempt([](shm::OutboxLayout& page) { page.note_tail = 1; }), Code::corrupt);
+  EXPECT_EQ(attempt([](shm::OutboxLayout& page) { page.note_tail = UINT64_MAX / 2; }),
+            Code::corrupt);
+  EXPECT_EQ(attempt([](shm::OutboxLayout& page) {
+              page.notes[0].bytes = 33;
+              page.note_head = 1;
+            }),
+            Code::corrupt);
+}
+
+TEST(ShmHostile, BadMessages) {
+  const auto attempt = [](const Message& message, std::size_t bytes) {
+    Host victim;
+    Rogue rogue(victim);
+    rogue.connect();
+    EXPECT_EQ(static_cast<ssize_t>(bytes),
+              ::send(rogue.socket.get(), &message, bytes, MSG_NOSIGNAL));
+    const ExpectLog expected("shm.peer_corrupt");
+    return rogue.down();
+  };
+  Message message;
+  EXPECT_EQ(attempt(message, 95), Code::corrupt);
+  message.version = 2;
+  EXPECT_EQ(attempt(message, 96), Code::corrupt);
+  message = Message{};
+  message.type = static_cast<MessageType>(77);
+  EXPECT_EQ(attempt(message, 96), Code::corrupt);
+  message.type = MessageType::hello;
+  EXPECT_EQ(attempt(message, 96), Code::corrupt);
+  message.type = MessageType::memory;
+  message.card = card_of(shm::kMemoriesMax);
+  EXPECT_EQ(attempt(message, 96), Code::corrupt);
+}
+
+TEST(ShmHostile, BadMemoryIsNotMapped) {
+  Host victim;
+  Rogue rogue(victim);
+  rogue.connect();
+  const UniqueFd unsealed = memfd(kBytes, 0);
+  const UniqueFd small = memfd(4096, F_SEAL_SHRINK);
+  const UniqueFd good = memfd(kBytes, F_SEAL_SHRINK);
+  const UniqueFd file(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+  EXPECT_FALSE(rogue.announce(card_of(0), unsealed.get()).ok());
+  EXPECT_FALSE(rogue.announce(card_of(1), small.get()).ok());
+  EXPECT_FALSE(rogue.announce(card_of(2), file.get()).ok());
+  EXPECT_FALSE(rogue.announce(card_of(3), -1).ok());
+  EXPECT_FALSE(rogue.announce(card_of(4, UINT64_MAX), good.get()).ok());
+  MemoryCard card = card_of(5);
+  card.offset = 4096;
+  EXPECT_FALSE(rogue.announce(card, good.get()).ok());
+  card = card_of(6, 100);
+  card.offset = 5;
+  EXPECT_FALSE(rogue.announce(card, good.get()).ok());
+  // The peer lives on, and its good memory is used as long as it says so.
+  const Result<RemoteId> remote = rogue.announce(card_of(7), good.get());
+  ASSERT_TRUE(remote.ok()) << remote.status().to_string();
+  std::vector<std::byte> data(kBytes, std::byte{9});
+  const MemoryId local =
+      victim.add({data.data(), data.size(), MemoryKind::host, 0, Access::local, -1, 0});
+  const PageOp op{.bytes = kBytes};
+  Batch batch{.ticket = Ticket{1}, .peer = rogue.me};
+  batch.ops = {&op, 1};
+  batch.locals = {&local, 1};
+  batch.remotes = {&*remote, 1};
+  ASSERT_TRUE(victim.link->post(batch).ok());
+  EXPECT_EQ(await(Event::Kind::batch, victim).code, Code::permission);  // not admitted
+  rogue.outbox->admit(7, 1);
+  ASSERT_TRUE(victim.link->post(batch).ok());
+  EXPECT_EQ(await(Event::Kind::batch, victim).code, Code::ok);
+}
+
+TEST(ShmHostile, ForeignMemoryAtAnyAddress) {
+  Host victim;
+  Rogue rogue(victim);
+  rogue.connect();
+  std::vector<std::byte> data(kBytes, std::byte{9});
+  const MemoryId local =
+      victim.add({data.data(), data.size(), MemoryKind::host, 0, Access::local, -1, 0});
+  std::uint32_t index = 0;
+  for (const std::uint64_t address : {std::uint64_t{0}, std::uint64_t{1} << 47, UINT64_MAX - 5,
+                                      std::uint64_t{0xffffffff80000000}}) {
+    MemoryCard card = card_of(index);
+    card.path = shm::MemoryPath::foreign;
+    card.address = address;
+    const Result<RemoteId> remote = rogue.announce(card, -1);
+    ASSERT_TRUE(remote.ok()) << remote.status().to_string();
+    rogue.outbox->admit(index, 1);
+    const PageOp op{.bytes = kBytes};
+    for (const Direction direction : {Direction::write, Direction::read}) {
+      Batch batch{.ticket = Ticket{1}, .peer = rogue.me, .direction = direction};
+      batch.ops = {&op, 1};
+      batch.locals = {&local, 1};
+      batch.remotes = {&*remote, 1};
+      ASSERT_TRUE(victim.link->post(batch).ok());
+      EXPECT_EQ(await(Event::Kind::batch, victim).code, Code::permission);
+    }
+    ++index;
+  }
+}
+
+TEST(ShmHostile, PeerThatNeverLeavesOurMemory) {
+  Host victim(Flags{{"shm.close_timeout_ms", "50"}});
+  Rogue rogue(victim);
+  rogue.connect();
+  const auto buffer = std::move(SharedBuffer::open(kBytes)).value();
+  const MemoryId memory = victim.add(buffer->memory(Access::remote_all));
+  ASSERT_TRUE(victim.link->export_memory(memory, rogue.me).ok());
+  rogue.outbox->page().touching[3] = 1;
+  EXPECT_EQ(victim.link->remove_memory(memory).code(), Code::exhausted);
+  const ExpectLog expected("shm.peer_not_fenced");
+  victim.link->close_peer(rogue.me);
+  EXPECT_EQ(rogue.down(), Code::timed_out);
+  EXPECT_EQ(victim.link->remove_memory(memory).code(), Code::exhausted);
+  rogue.outbox->page().touching[3] = 0;
+  EXPECT_TRUE(victim.link->remove_memory(memory).ok());
+}
+
+TEST(ShmHostile, RandomMessages) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  const ExpectLog corrupt("shm.peer_corrupt");
+  const ExpectLog denied("shm.cross_memory_denied");
+  for (int round = 0; round < 200; ++round) {
+    Host victim;
+    Rogue rogue(victim);
+    rogue.connect();
+    const UniqueFd fd = memfd(random() % 2 == 0 ? kBytes : 4096, random() % 2 == 0 ? 2 : 0);
+    for (int i = 0; i < 20; ++i) {
+      Message message;
+      message.type = static_cast<MessageType>(2 + random() % 5);
+      message.card = card_of(random() % 8, random() % (2 * kBytes));
+      auto* raw = reinterpret_cast<std::byte*>(&message);
+      for (std::uint64_t flips = random() % 3; flips > 0; --flips) {
+        raw[random() % sizeof(message)] = static_cast<std::byte>(random());
+      }
+      (void)send_message(rogue.socket.get(), message, random() % 2 == 0 ? fd.get() : -1);
+      auto* page = reinterpret_cast<std::byte*>(&rogue.outbox->page());
+      page[random() % sizeof(shm::OutboxLayout)] = static_cast<std::byte>(random());
+    }
+    for (int i = 0; i < 40; ++i) victim.poll();
+  }
+}
+
+}  // namespace
+}  // namespace kvl::test
