@@ -9,6 +9,8 @@ namespace {
 
 // How long deregister_memory lets transports finish what peers are just writing.
 constexpr std::int64_t kRemoveWaitNs = 200'000'000;
+// How long transfers to dropped memory may take to stop.
+constexpr std::int64_t kEndWaitNs = 500'000'000;
 
 }  // namespace
 
@@ -168,6 +170,14 @@ void EngineImpl::on_memory_drop(Peer& peer, std::uint64_t handle) {
   }
   peer.memories.erase(memory);
   ++peer.version;
+  // What still wants to go there ends now; what is posted is answered by the target.
+  for (const std::uint64_t id : std::deque<std::uint64_t>(peer.transfers)) {
+    TransferState* const transfer = transfers_.find(id);
+    if (transfer == nullptr || transfer->moved_all()) continue;
+    const auto uses =
+        std::find(transfer->remotes.begin(), transfer->remotes.end(), MemoryHandle{handle});
+    if (uses != transfer->remotes.end()) end_transfer(*transfer, Code::not_found, kEndWaitNs);
+  }
   kick(peer);
 }
 

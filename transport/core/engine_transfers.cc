@@ -329,9 +329,10 @@ void EngineImpl::post_failed(std::size_t rail, const Post& post, Status status) 
   if (!transfer->ending && !again) {
     rails_[rail].failures.add();
     end_transfer(*transfer, status.code(), kTimeoutGraceNs);
-    return;
+  } else {
+    check_finished(*transfer);
   }
-  if (!check_finished(*transfer) && peer != nullptr) kick(*peer);
+  if (peer != nullptr) kick(*peer);
 }
 
 void EngineImpl::on_batch(std::size_t rail, const Event& event) {
@@ -388,13 +389,17 @@ void EngineImpl::piece_ended(TransferState& transfer, std::uint32_t number, Code
       transfer.again.push_back(number);
     } else if (!transfer.ending) {
       end_transfer(transfer, code, kTimeoutGraceNs);
+      if (peer != nullptr) kick(*peer);
       return;
     }
   }
-  if (check_finished(transfer)) return;
-  if (peer == nullptr) return;
-  if (same && pair->state == Pair::State::up) kick_pair(*peer, piece.pair);
-  if (code != Code::ok || transfer.note_apart) kick(*peer);
+  // The piece's transfer may be gone after this; the pair has room for the next one.
+  const std::uint16_t index = piece.pair;
+  const bool kick_all = code != Code::ok || transfer.note_apart;
+  check_finished(transfer);
+  if (peer == nullptr || peer->transfers.empty()) return;
+  if (same && pair->state == Pair::State::up) kick_pair(*peer, index);
+  if (kick_all) kick(*peer);
 }
 
 void EngineImpl::cancel_posted(const TransferState& transfer) {

@@ -371,8 +371,8 @@ TEST_P(EngineTest, SeveralRailsShareOneTransfer) {
   EXPECT_EQ(wrong(ops, c.here->data(), c.there->data()), 0U);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, EngineTest, ::testing::ValuesIn(modes()), [](const auto& info) {
-  return info.param.transport + "_" + info.param.progress;
+INSTANTIATE_TEST_SUITE_P(All, EngineTest, ::testing::ValuesIn(modes()), [](const auto& mode) {
+  return mode.param.transport + "_" + mode.param.progress;
 });
 
 TEST(EngineOpen, ContradictionsAndMissingTransportsAreSaid) {
