@@ -1,14 +1,123 @@
-# install(EXPORT) for find_package(kvlane), and kvlane.pc for pkg-config. Proven by tests/consumer.
+# install(EXPORT) for find_package(kvlane), and kvlane.pc for pkg-config. What either of them says of
+# libraries is read from the targets, so a dependency is named once: where it is linked.
+# Proven by tests/consumer.
 include(CMakePackageConfigHelpers)
-get_property(kvl_targets GLOBAL PROPERTY KVL_INSTALL_TARGETS)
-install(TARGETS ${kvl_targets} EXPORT kvlaneTargets
+
+# Splits what `target` needs into what the install exports and what the machine has: appends to
+# kvl_order (our targets, dependents last) and kvl_foreign (others, in the order met).
+function(kvl_walk_dependencies target)
+  get_target_property(links ${target} INTERFACE_LINK_LIBRARIES)
+  foreach(item IN LISTS links)
+    string(REGEX REPLACE "^\\$<LINK_ONLY:(.*)>$" "\\1" item "${item}")
+    if(NOT item OR item MATCHES "^\\$<")  # $<BUILD_INTERFACE:…> is not for users
+      continue()
+    endif()
+    if(TARGET "${item}")
+      get_target_property(real ${item} ALIASED_TARGET)
+      if(real)
+        set(item ${real})
+      endif()
+    endif()
+    if(item IN_LIST kvl_order OR item IN_LIST kvl_foreign)
+      continue()
+    endif()
+    if(NOT item IN_LIST kvl_installed)
+      list(APPEND kvl_foreign ${item})
+    endif()
+    if(TARGET ${item})
+      kvl_walk_dependencies(${item})
+    endif()
+  endforeach()
+  if(target IN_LIST kvl_installed)
+    list(APPEND kvl_order ${target})
+  endif()
+  set(kvl_order "${kvl_order}" PARENT_SCOPE)
+  set(kvl_foreign "${kvl_foreign}" PARENT_SCOPE)
+endfunction()
+
+# How a linker is told of a library of the machine: "-lssl" from OpenSSL::SSL's location.
+function(kvl_linker_flag item out)
+  set(flag "")
+  if(NOT TARGET ${item})
+    set(flag ${item})
+    if(NOT item MATCHES "^-")
+      set(flag -l${item})
+    endif()
+  else()
+    get_target_property(type ${item} TYPE)
+    if(NOT type STREQUAL "INTERFACE_LIBRARY")
+      set(location "")
+      foreach(suffix "" _RELEASE _NONE _RELWITHDEBINFO _NOCONFIG)
+        if(NOT location)
+          get_target_property(location ${item} IMPORTED_LOCATION${suffix})
+        endif()
+      endforeach()
+      if(NOT location)
+        message(FATAL_ERROR "kvlane.pc: where is ${item}?")
+      endif()
+      get_filename_component(file ${location} NAME)
+      string(REGEX REPLACE "^lib(.*)\\.(so|a)[.0-9]*$" "-l\\1" flag ${file})
+    endif()
+  endif()
+  set(${out} "${flag}" PARENT_SCOPE)
+endfunction()
+
+get_property(kvl_installed GLOBAL PROPERTY KVL_INSTALL_TARGETS)
+set(kvl_order "")
+set(kvl_foreign "")
+foreach(target IN LISTS kvl_installed)
+  if(NOT target IN_LIST kvl_order)
+    kvl_walk_dependencies(${target})
+  endif()
+endforeach()
+
+# kvlane.pc: an archive stands before those that it needs.
+list(REVERSE kvl_order)
+list(TRANSFORM kvl_order PREPEND -l OUTPUT_VARIABLE kvl_link_line)
+set(kvl_packages "")
+foreach(item IN LISTS kvl_foreign)
+  kvl_linker_flag(${item} flag)
+  if(flag)
+    list(APPEND kvl_link_line ${flag})
+  endif()
+  if(item MATCHES "^(.+)::(.+)$")
+    list(APPEND kvl_packages ${CMAKE_MATCH_1})
+    list(APPEND kvl_components_${CMAKE_MATCH_1} ${CMAKE_MATCH_2})
+  endif()
+endforeach()
+list(REMOVE_DUPLICATES kvl_link_line)
+list(JOIN kvl_link_line " " kvl_link_line)
+
+# kvlaneConfig.cmake: a find_dependency() for each package that the exported targets name.
+list(REMOVE_DUPLICATES kvl_packages)
+set(kvl_find_dependencies "")
+foreach(package IN LISTS kvl_packages)
+  set(line "find_dependency(${package}")
+  if(package STREQUAL "Boost")
+    list(REMOVE_ITEM kvl_components_Boost headers boost)
+    string(APPEND line " 1.81")
+    if(kvl_components_Boost)
+      list(JOIN kvl_components_Boost " " components)
+      string(APPEND line " COMPONENTS ${components}")
+    endif()
+  endif()
+  string(APPEND kvl_find_dependencies "${line})\n")
+endforeach()
+
+set(kvl_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/kvlane)
+install(TARGETS ${kvl_installed} EXPORT kvlaneTargets
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
   FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(EXPORT kvlaneTargets NAMESPACE kvl:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvlane)
+install(EXPORT kvlaneTargets NAMESPACE kvl:: DESTINATION ${kvl_package_dir})
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/kvlaneConfig.cmake.in
-  ${PROJECT_BINARY_DIR}/kvlaneConfig.cmake INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvlane)
-write_basic_package_version_file(${PROJECT_BINARY_DIR}/kvlaneConfigVersion.cmake COMPATIBILITY SameMinorVersion)
-install(FILES ${PROJECT_BINARY_DIR}/kvlaneConfig.cmake ${PROJECT_BINARY_DIR}/kvlaneConfigVersion.cmake
-  DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvlane)
+  ${PROJECT_BINARY_DIR}/kvlaneConfig.cmake INSTALL_DESTINATION ${kvl_package_dir})
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/kvlaneConfigVersion.cmake
+  COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/kvlaneConfig.cmake
+  ${PROJECT_BINARY_DIR}/kvlaneConfigVersion.cmake DESTINATION ${kvl_package_dir})
+
+# The file finds its prefix from its own place: an install may be moved, or made with --prefix.
+file(RELATIVE_PATH kvl_prefix_from_pc /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
+string(REGEX REPLACE "/$" "" kvl_prefix_from_pc ${kvl_prefix_from_pc})
 configure_file(${CMAKE_CURRENT_LIST_DIR}/kvlane.pc.in ${PROJECT_BINARY_DIR}/kvlane.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/kvlane.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
