@@ -6,22 +6,24 @@
 namespace kvl::http {
 
 void Loop::run() {
+  ticking_ = true;
   schedule_tick();
   io_.run();
+  ticking_ = false;
+  timer_.cancel();
+  fire(TimePoint::max() - LoopClock::duration(1));
+  io_.restart();
+  io_.poll();
 }
 
 void Loop::schedule_tick() {
   timer_.expires_after(kTick);
   timer_.async_wait([this](ErrorCode error) {
-    if (error) return;
-    tick();
+    if (error || !ticking_) return;
+    fire(LoopClock::now());
     schedule_tick();
   });
 }
-
-void Loop::tick() { fire(LoopClock::now()); }
-
-void Loop::expire_all() { fire(TimePoint::max() - LoopClock::duration(1)); }
 
 void Loop::fire(TimePoint now) {
   // on_deadline() may destroy any of the objects, so each firing starts the walk anew. A deadline

@@ -62,22 +62,21 @@ class Loop {
   // The object is looked at from the next tick on, until it is destroyed.
   void watch(Timed& timed) { timed_.push_back(timed); }
 
-  // Runs until stop(). Exceptions do not pass: a handler that throws is a defect.
+  // Runs until stop(), then fires every deadline that is set, so that calls that own themselves
+  // end, and runs what is left to run: nothing waits in the loop when this returns.
   void run();
-  // From the loop's thread. Handlers that wait are dropped with the loop.
-  void stop() { io_.stop(); }
-  // After run(): fires every deadline that is set, so that calls that own themselves end.
-  void expire_all();
+  void stop() { io_.stop(); }  // from the loop's thread
 
  private:
   void schedule_tick();
-  void tick();
   void fire(TimePoint now);
 
   std::uint32_t index_;
+  bool ticking_ = false;
+  // Before io_, and so destroyed after it: handlers that die with io_ may own what is in the list.
+  boost::intrusive::list<Timed, boost::intrusive::constant_time_size<false>> timed_;
   asio::io_context io_{1};
   asio::basic_waitable_timer<LoopClock, asio::wait_traits<LoopClock>, Executor> timer_;
-  boost::intrusive::list<Timed, boost::intrusive::constant_time_size<false>> timed_;
 };
 
 }  // namespace kvl::http

@@ -93,6 +93,7 @@ class Session final : public std::enable_shared_from_this<Session>,
   void attach(SessionUser& user) { user_ = &user; }
   void detach() { user_ = nullptr; }
   bool keep_alive() const { return head_.headers.keep_alive && !context_.stopping; }
+  bool writing() const { return output_.pending(); }
   Output::Outcome write(Parts& parts);
   void end(bool reusable);
 

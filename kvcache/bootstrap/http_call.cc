@@ -1,0 +1,123 @@
+// Boost.Beast, driven by an io_context that runs for one call.
+#include "kvcache/bootstrap/http_call.h"
+
+#include <boost/asio/connect.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/beast/core.hpp>
+#include <boost/beast/http.hpp>
+#include <chrono>
+
+namespace kvl::bootstrap {
+namespace {
+
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = boost::beast::http;
+using ErrorCode = boost::system::error_code;
+
+constexpr std::uint64_t kAnswerBytesMax = 256ull << 20;
+
+// Resolve, connect, write, read: each step starts the next; the deadline of the stream covers all.
+class Call {
+ public:
+  Call(asio::io_context& io, const HttpTarget& target, http::request<http::string_body> request,
+       std::chrono::milliseconds timeout)
+      : resolver_(io), stream_(io), request_(std::move(request)), timeout_(timeout) {
+    parser_.body_limit(kAnswerBytesMax);
+    resolver_.async_resolve(target.host, target.port, [this](ErrorCode error, auto found) {
+      if (error) return end(Code::unavailable, "resolve the rendezvous' name", error);
+      connect(found);
+    });
+  }
+
+  Status status = {Code::timed_out, "call the rendezvous"};
+  http::response_parser<http::string_body> parser_;
+
+ private:
+  void connect(const asio::ip::tcp::resolver::results_type& endpoints) {
+    stream_.expires_after(timeout_);
+    stream_.async_connect(endpoints, [this](ErrorCode error, const auto&) {
+      if (error) return end(Code::unavailable, "connect to the rendezvous", error);
+      write();
+    });
+  }
+  void write() {
+    http::async_write(stream_, request_, [this](ErrorCode error, std::size_t) {
+      if (error) return end(Code::unavailable, "send to the rendezvous", error);
+      read();
+    });
+  }
+  void read() {
+    http::async_read(stream_, buffer_, parser_, [this](ErrorCode error, std::size_t) {
+      if (error == beast::error::timeout || !error) return end(Code::timed_out, "", error);
+      const bool broken = error == http::error::end_of_stream ||
+                          error.category() == boost::system::system_category();
+      end(broken ? Code::unavailable : Code::corrupt, "read the rendezvous' answer", error);
+    });
+  }
+  void end(Code code, const char* context, ErrorCode error) {
+    if (!error) {
+      status = {};
+    } else if (error == beast::error::timeout) {
+      status = {Code::timed_out, "call the rendezvous"};
+    } else {
+      const bool system = error.category() == boost::system::system_category();
+      status = {code, context, system ? error.value() : 0};
+    }
+    ErrorCode ignored;
+    stream_.socket().close(ignored);
+  }
+
+  asio::ip::tcp::resolver resolver_;
+  beast::tcp_stream stream_;
+  beast::flat_buffer buffer_;
+  http::request<http::string_body> request_;
+  std::chrono::milliseconds timeout_;
+};
+
+}  // namespace
+
+Result<HttpTarget> parse_target(std::string_view url) {
+  const Status wrong{Code::invalid_argument, "the rendezvous' URL must be http://HOST:PORT"};
+  constexpr std::string_view kScheme = "http://";
+  if (!url.starts_with(kScheme)) return wrong;
+  url.remove_prefix(kScheme.size());
+  if (url.ends_with('/')) url.remove_suffix(1);
+  const std::size_t colon = url.rfind(':');
+  if (colon == std::string_view::npos || colon == 0 || colon + 1 == url.size()) return wrong;
+  HttpTarget target{std::string(url.substr(0, colon)), std::string(url.substr(colon + 1))};
+  if (target.host.front() == '[' && target.host.back() == ']') {
+    target.host = target.host.substr(1, target.host.size() - 2);
+  }
+  if (target.port.find_first_not_of("0123456789") != std::string::npos || target.port.size() > 5 ||
+      target.host.find_first_of("/?#@ ") != std::string::npos) {
+    return wrong;
+  }
+  return target;
+}
+
+Result<HttpAnswer> http_call(const HttpTarget& target, std::string_view method,
+                             std::string_view path, std::string_view body,
+                             std::uint32_t timeout_ms) {
+  http::request<http::string_body> request;
+  request.version(11);
+  request.method_string({method.data(), method.size()});
+  request.target({path.data(), path.size()});
+  request.set(http::field::host, target.host + ":" + target.port);
+  request.set(http::field::connection, "close");
+  if (!body.empty()) request.set(http::field::content_type, "application/json");
+  request.body() = body;
+  request.prepare_payload();
+
+  asio::io_context io(1);
+  const std::chrono::milliseconds timeout(timeout_ms);
+  Call call(io, target, std::move(request), timeout);
+  // The stream's own deadline ends a call that is under way; this one also covers the resolver.
+  io.run_for(timeout);
+  if (!call.status.ok()) return call.status;
+  return HttpAnswer{static_cast<int>(call.parser_.get().result_int()),
+                    std::move(call.parser_.get().body())};
+}
+
+}  // namespace kvl::bootstrap

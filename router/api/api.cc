@@ -1,0 +1,124 @@
+// Dispatch by path, and the paths that concern requests.
+#include "router/api/api.h"
+
+#include <utility>
+
+#include "router/api/exchange.h"
+#include "router/api/fan_out.h"
+#include "router/api/forward.h"
+#include "router/http/body_scan.h"
+#include "router/http/message.h"
+
+namespace kvl::router {
+namespace {
+
+using http::Session;
+
+bool path_matches(std::string_view route, std::string_view path) {
+  if (route.ends_with('/')) return path.starts_with(route) && path.size() > route.size();
+  return path == route;
+}
+
+}  // namespace
+
+void reply_error(Session& session, int status, std::string_view type, std::string_view message) {
+  session.reply({.status = status, .body = http::error_body(status, type, message)});
+}
+
+Api::Api(LoopContext& context, std::function<std::string()> metrics)
+    : context_(context), metrics_(std::move(metrics)) {}
+
+void Api::handle(Session& session) {
+  static constexpr Route kRoutes[] = {
+      {"/generate", "POST", &Api::relay},
+      {"/v1/chat/completions", "POST", &Api::relay},
+      {"/v1/completions", "POST", &Api::relay},
+      {"/health", "GET", &Api::health},
+      {"/liveness", "GET", &Api::health},
+      {"/readiness", "GET", &Api::readiness},
+      {"/health_generate", "GET", &Api::health_generate},
+      {"/metrics", "GET", &Api::metrics},
+      {"/v1/models", "GET", &Api::pass},
+      {"/get_model_info", "GET", &Api::pass},
+      {"/get_server_info", "GET", &Api::pass},
+      {"/workers", "GET", &Api::list_workers},
+      {"/workers", "POST", &Api::add_worker},
+      {"/workers", "DELETE", &Api::remove_worker},
+      {"/workers/", "GET", &Api::show_worker},
+      {"/workers/", "DELETE", &Api::remove_worker},
+      {"/abort_request", "POST", &Api::fan_out},
+      {"/flush_cache", "POST", &Api::fan_out},
+  };
+  const std::string_view path = session.request().path();
+  const std::string_view method = session.request().method;
+  bool known_path = false;
+  for (const Route& route : kRoutes) {
+    if (!path_matches(route.path, path)) continue;
+    known_path = true;
+    const bool head = method == "HEAD" && route.method == "GET" && route.run != &Api::pass;
+    if (method == route.method || head) return (this->*route.run)(session);
+  }
+  if (known_path) {
+    return reply_error(session, 405, "invalid_request_error", "method not allowed on this path");
+  }
+  reply_error(session, 404, "not_found_error", "no such path: " + std::string(path));
+}
+
+void Api::relay(Session& session) {
+  context_.counters().requests_total.add();
+  ExchangePlan plan;
+  if (context_.options().pd_disaggregation) {
+    plan.disaggregated = true;
+    plan.role = WorkerRole::decode;
+    plan.scan = http::scan_body(session.body());
+    std::string wrong;
+    if (plan.scan.error != nullptr) {
+      wrong = std::string("invalid JSON at byte ") + std::to_string(plan.scan.error_offset) + ": " +
+              plan.scan.error;
+    } else if (!plan.scan.session_key.empty()) {
+      wrong = "the field '" + plan.scan.session_key + "' is set by the router; leave it out";
+    } else if (const std::string_view name = session_header(session.request()); !name.empty()) {
+      wrong = "the header '" + std::string(name) + "' is set by the router; leave it out";
+    }
+    if (!wrong.empty()) {
+      context_.counters().bad_requests_total.add();
+      return reply_error(session, 400, "invalid_request_error", wrong);
+    }
+  }
+  Exchange::start(context_, session, std::move(plan));
+}
+
+void Api::pass(Session& session) {
+  const bool pd = context_.options().pd_disaggregation;
+  Exchange::start(
+      context_, session,
+      {.disaggregated = false, .role = pd ? WorkerRole::prefill : WorkerRole::regular, .scan = {}});
+}
+
+void Api::fan_out(Session& session) {
+  FanOut::start(context_, session, context_.workers().all, "POST", session.request().path(),
+                std::string(session.body()));
+}
+
+void Api::health_generate(Session& session) {
+  std::vector<WorkerPtr> chosen;
+  const bool pd = context_.options().pd_disaggregation;
+  for (const WorkerRole role : {WorkerRole::regular, WorkerRole::prefill, WorkerRole::decode}) {
+    if (pd == (role == WorkerRole::regular)) continue;
+    WorkerPtr worker = context_.pick(role, {});
+    if (worker == nullptr) {
+      return reply_error(session, 503, "upstream_error",
+                         "no " + std::string(to_string(role)) + " worker is available");
+    }
+    chosen.push_back(std::move(worker));
+  }
+  FanOut::start(context_, session, chosen, "GET", "/health_generate", {});
+}
+
+void Api::health(Session& session) { session.reply({.content_type = "text/plain", .body = "OK"}); }
+
+void Api::metrics(Session& session) {
+  session.reply({.content_type = "text/plain; version=0.0.4", .body = metrics_()});
+}
+
+}  // namespace kvl::router

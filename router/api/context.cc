@@ -1,0 +1,50 @@
+// Choosing workers and keeping their connection pools, for one loop.
+#include "router/api/context.h"
+
+#include <algorithm>
+#include <random>
+
+namespace kvl::router {
+
+LoopContext::LoopContext(http::Loop& loop, Fleet& fleet, RoomAllocator& rooms,
+                         const RouterOptions& options, std::unique_ptr<Policy> policies[3])
+    : loop_(loop),
+      fleet_(fleet),
+      rooms_(rooms),
+      options_(options),
+      random_(std::random_device{}()),
+      workers_(fleet.workers()) {
+  for (int i = 0; i < 3; ++i) policies_[i] = std::move(policies[i]);
+}
+
+const WorkerSet& LoopContext::workers() {
+  if (workers_->version != fleet_.version()) {
+    workers_ = fleet_.workers();
+    std::erase_if(pools_, [this](const auto& entry) {
+      return std::none_of(workers_->all.begin(), workers_->all.end(),
+                          [&](const WorkerPtr& worker) { return worker->id == entry.first; });
+    });
+  }
+  return *workers_;
+}
+
+WorkerPtr LoopContext::pick(WorkerRole role, std::span<const std::uint32_t> avoid) {
+  const std::vector<WorkerPtr>& all = workers().of(role);
+  candidates_.clear();
+  for (const WorkerPtr& worker : all) {
+    const bool tried = std::find(avoid.begin(), avoid.end(), worker->id) != avoid.end();
+    if (worker->usable() && !tried) candidates_.push_back(worker.get());
+  }
+  if (candidates_.empty()) return nullptr;
+  const Worker& chosen = policies_[static_cast<std::size_t>(role)]->pick(candidates_, random_);
+  return *std::find_if(all.begin(), all.end(),
+                       [&](const WorkerPtr& worker) { return worker.get() == &chosen; });
+}
+
+http::UpstreamPool& LoopContext::pool(const Worker& worker) {
+  std::unique_ptr<http::UpstreamPool>& pool = pools_[worker.id];
+  if (pool == nullptr) pool = std::make_unique<http::UpstreamPool>(loop_, worker.url);
+  return *pool;
+}
+
+}  // namespace kvl::router

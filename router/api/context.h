@@ -1,0 +1,58 @@
+// What the requests of one loop share: options, workers, policies, connection pools, counters.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <unordered_map>
+
+#include "kvl/metrics.h"
+#include "kvl/router.h"
+#include "router/api/room.h"
+#include "router/fleet/fleet.h"
+#include "router/http/upstream.h"
+#include "router/policy/policy.h"
+
+namespace kvl::router {
+
+// Written by the loop's thread, read by any.
+struct RouterCounters {
+  Counter requests_total, bad_requests_total, retries_total, client_gone_total, timeouts_total;
+  Counter prefill_failures_total, decode_failures_total, broken_streams_total, aborts_total;
+  Counter answers_2xx_total, answers_4xx_total, answers_5xx_total;
+  Counter duration_us_total, first_byte_us_total;  // of the answers above, from the request's end
+};
+
+class LoopContext {
+ public:
+  LoopContext(http::Loop& loop, Fleet& fleet, RoomAllocator& rooms, const RouterOptions& options,
+              std::unique_ptr<Policy> policies[3]);
+
+  http::Loop& loop() { return loop_; }
+  Fleet& fleet() { return fleet_; }
+  RoomAllocator& rooms() { return rooms_; }
+  const RouterOptions& options() const { return options_; }
+  RouterCounters& counters() { return counters_; }
+  const RouterCounters& counters() const { return counters_; }
+
+  // The fleet as of now; pools of workers that have gone are closed on the way.
+  const WorkerSet& workers();
+  // A usable worker of the role whose id is not in `avoid`; null when there is none.
+  WorkerPtr pick(WorkerRole role, std::span<const std::uint32_t> avoid);
+  http::UpstreamPool& pool(const Worker& worker);
+
+  std::size_t exchanges = 0;  // in progress
+
+ private:
+  http::Loop& loop_;
+  Fleet& fleet_;
+  RoomAllocator& rooms_;
+  const RouterOptions& options_;
+  std::unique_ptr<Policy> policies_[3];
+  Random random_;
+  RouterCounters counters_;
+  std::shared_ptr<const WorkerSet> workers_;
+  std::unordered_map<std::uint32_t, std::unique_ptr<http::UpstreamPool>> pools_;
+  std::vector<Worker*> candidates_;
+};
+
+}  // namespace kvl::router

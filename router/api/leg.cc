@@ -1,0 +1,64 @@
+// Books of a leg: in-flight counts, and what its answer says about the worker.
+#include "router/api/leg.h"
+
+#include <utility>
+
+namespace kvl::router {
+
+void Leg::assign(WorkerPtr worker) {
+  release();
+  worker_ = std::move(worker);
+  worker_->in_flight.fetch_add(1, std::memory_order_relaxed);
+  counted_ = true;
+  stale_ = false;
+  status_ = 0;
+}
+
+void Leg::release() {
+  if (std::exchange(counted_, false)) worker_->in_flight.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Leg::send(const http::Parts& request) {
+  worker_->requests_total.fetch_add(1, std::memory_order_relaxed);
+  connection_ = context_.pool(*worker_).take();
+  connection_->send(*this, request, context_.options().connect_timeout_secs);
+}
+
+void Leg::cancel() {
+  if (const auto connection = std::move(connection_)) connection->abandon();
+  release();
+}
+
+void Leg::consumed(bool last) {
+  if (!last) return connection_->consumed();
+  const auto connection = std::move(connection_);
+  release();
+  connection->consumed();
+}
+
+bool Leg::on_head(const http::ResponseHead& head) {
+  status_ = head.status;
+  if (status_ < 500) {
+    context_.fleet().succeeded(*worker_);
+  } else {
+    context_.fleet().failed(*worker_, false, "answers " + std::to_string(status_));
+  }
+  return owner_.on_leg_head(*this, head);
+}
+
+void Leg::on_data(const http::Pieces& pieces, bool last) {
+  owner_.on_leg_data(*this, pieces, last);
+}
+
+void Leg::on_broken(const Status& why) {
+  const auto connection = std::move(connection_);
+  release();
+  stale_ = connection->reused() && !connection->answer_started() && why.code() == Code::peer_lost;
+  if (!stale_) {
+    const bool unreachable = why.code() == Code::unavailable || why.code() == Code::timed_out;
+    context_.fleet().failed(*worker_, unreachable, why.context());
+  }
+  owner_.on_leg_broken(*this, why);
+}
+
+}  // namespace kvl::router

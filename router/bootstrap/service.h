@@ -1,0 +1,53 @@
+// The rendezvous without sockets: a request in, an answer out. Two protocols side by side.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "kvl/bootstrap_server.h"
+#include "kvl/clock.h"
+#include "kvl/metrics.h"
+#include "router/bootstrap/sglang.h"
+#include "router/bootstrap/store.h"
+
+namespace kvl::bootstrap {
+
+struct ServiceRequest {
+  std::string_view method, path, query, body;
+};
+
+struct ServiceAnswer {
+  int status = 200;
+  std::string body;
+  std::string_view content_type = "application/json";
+};
+
+struct ServiceCounters {
+  Counter registrations_total, renewals_total, removals_total, lookups_total, refused_total;
+};
+
+// Belongs to one thread; the counters may be read by any.
+class Service {
+ public:
+  // The clock and the store outlive the service.
+  Service(Store& store, const Clock& clock, const BootstrapServerOptions& options);
+
+  ServiceAnswer handle(const ServiceRequest& request);
+  const ServiceCounters& counters() const { return counters_; }
+  const SglangTable& sglang() const { return sglang_; }
+
+ private:
+  ServiceAnswer route(const ServiceRequest& request);
+  ServiceAnswer register_rank(std::string_view body);
+  ServiceAnswer lease(const ServiceRequest& request, std::string_view id);
+  ServiceAnswer ranks(std::string_view query);
+  ServiceAnswer instances(std::string_view query);
+
+  Store& store_;
+  const BootstrapServerOptions options_;
+  SglangTable sglang_;
+  ServiceCounters counters_;
+};
+
+}  // namespace kvl::bootstrap

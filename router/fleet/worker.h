@@ -1,0 +1,45 @@
+// One worker as the router knows it: where it is, how it does, how much it has to do.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "router/http/url.h"
+
+namespace kvl::router {
+
+enum class WorkerRole : std::uint8_t { regular, prefill, decode };
+std::string_view to_string(WorkerRole role);
+
+// starting: not heard of yet; it is tried, so that a fleet serves before the first health check.
+enum class WorkerState : std::uint8_t { starting, healthy, unhealthy, draining };
+std::string_view to_string(WorkerState state);
+
+// The constant part is written before the worker is shared; the atomics by any loop.
+struct Worker {
+  std::uint32_t id = 0;
+  WorkerRole role = WorkerRole::regular;
+  http::Url url;
+  int bootstrap_port = -1;
+  std::string host_line;       // "Host: a:1\r\n"
+  std::string session_prefix;  // "bootstrap_host":"a","bootstrap_port":1,"bootstrap_room":
+
+  std::atomic<WorkerState> state{WorkerState::starting};
+  std::atomic<std::uint32_t> in_flight{0};
+  std::atomic<std::uint32_t> failures_in_row{0}, good_checks_in_row{0};
+  std::atomic<std::uint64_t> requests_total{0}, failures_total{0};
+  std::atomic<std::int64_t> last_success_ns{0};  // steady clock
+
+  bool usable() const {
+    const WorkerState s = state.load(std::memory_order_relaxed);
+    return s == WorkerState::healthy || s == WorkerState::starting;
+  }
+};
+
+// Shared: the fleet, snapshots held by loops and requests in flight all keep a worker alive.
+using WorkerPtr = std::shared_ptr<Worker>;
+
+}  // namespace kvl::router
