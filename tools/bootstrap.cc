@@ -1,0 +1,48 @@
+// `kvlane bootstrap`: the rendezvous service alone.
+#include <atomic>
+#include <cstdio>
+#include <memory>
+
+#include "kvl/bootstrap_server.h"
+#include "tools/program.h"
+#include "tools/signals.h"
+
+namespace kvl::tools {
+namespace {
+
+void run_bootstrap(Program& program, const SettingFlags& flags) {
+  const Result<Settings> settings = program.settings(flags);
+  if (!settings.ok()) return;
+  const auto options = settings->read<BootstrapServerOptions>(bootstrap_settings());
+  StopOnSignal::block();
+  std::string error;
+  const Result<std::unique_ptr<BootstrapServer>> server = BootstrapServer::open(options, &error);
+  if (!server.ok()) return program.fail(error);
+  std::printf("listening on http://%s:%u\n", options.host.c_str(),
+              static_cast<unsigned>((*server)->port()));
+  std::fflush(stdout);
+  std::atomic<bool> stopped{false};
+  const StopOnSignal signals([&stopped] {
+    stopped = true;
+    stopped.notify_all();
+  });
+  stopped.wait(false);
+  (*server)->stop();
+}
+
+}  // namespace
+
+void add_bootstrap(CLI::App& app, Program& program) {
+  CLI::App* const command =
+      app.add_subcommand("bootstrap", "rendezvous: ranks register here and find each other");
+  command->footer(
+      "Speaks kvlane's protocol (/kvlane/v1/...) and SGLang's (/route, /register_dp_rank, ...).\n"
+      "Examples:\n"
+      "  kvlane bootstrap --port 8998\n"
+      "  curl http://localhost:8998/kvlane/v1/instances");
+  const auto flags = std::make_shared<SettingFlags>();
+  add_setting_flags(*command, bootstrap_settings(), "bootstrap.", *flags);
+  command->callback([&program, flags] { run_bootstrap(program, *flags); });
+}
+
+}  // namespace kvl::tools

@@ -1,0 +1,93 @@
+// `kvlane router`: the HTTP front of a fleet, with sglang-router's flags.
+#include "kvl/router.h"
+
+#include <cstdio>
+#include <memory>
+
+#include "tools/program.h"
+#include "tools/signals.h"
+
+namespace kvl::tools {
+namespace {
+
+struct RouterFlags {
+  SettingFlags settings;
+  std::vector<std::vector<std::string>> prefill;  // URL [PORT]
+  std::vector<std::string> decode, workers;
+};
+
+// --prefill URL [BOOTSTRAP_PORT|none]
+bool read_prefill(const std::vector<std::string>& words, PrefillWorker& worker) {
+  worker.url = words.front();
+  if (words.size() == 1 || words[1] == "none") return true;
+  try {
+    std::size_t end = 0;
+    worker.bootstrap_port = std::stoi(words[1], &end);
+    return end == words[1].size() && worker.bootstrap_port > 0 && worker.bootstrap_port < 65536;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+void run_router(Program& program, const RouterFlags& flags) {
+  const Result<Settings> settings = program.settings(flags.settings);
+  if (!settings.ok()) return;
+  RouterOptions options = settings->read<RouterOptions>(router_settings());
+  for (const std::vector<std::string>& words : flags.prefill) {
+    PrefillWorker worker;
+    if (!read_prefill(words, worker)) {
+      return program.fail("--prefill takes URL and, optionally, a bootstrap port: '" + words[1] +
+                          "' is none");
+    }
+    options.prefill.push_back(worker);
+  }
+  options.decode = flags.decode;
+  options.workers = flags.workers;
+
+  StopOnSignal::block();
+  std::string error;
+  const Result<std::unique_ptr<Router>> router = Router::open(options, &error);
+  if (!router.ok()) return program.fail(error);
+  const StopOnSignal signals([&router] { (*router)->stop(); });
+  std::printf("listening on http://%s:%u\n", options.host.c_str(),
+              static_cast<unsigned>((*router)->port()));
+  if ((*router)->prometheus_port() != 0) {
+    std::printf("metrics on http://%s:%u/metrics\n", options.host.c_str(),
+                static_cast<unsigned>((*router)->prometheus_port()));
+  }
+  if ((*router)->bootstrap_port() != 0) {
+    std::printf("rendezvous on http://%s:%u\n", options.host.c_str(),
+                static_cast<unsigned>((*router)->bootstrap_port()));
+  }
+  std::fflush(stdout);
+  (*router)->run();
+}
+
+}  // namespace
+
+void add_router(CLI::App& app, Program& program) {
+  CLI::App* const command =
+      app.add_subcommand("router", "HTTP front: chooses workers, starts transfers, relays answers");
+  command->footer(
+      "Examples:\n"
+      "  kvlane router --pd-disaggregation --prefill http://10.0.0.1:30001 8998 \\\n"
+      "    --decode http://10.0.0.2:30001 --decode http://10.0.0.3:30001 --port 30000\n"
+      "  kvlane router --worker-urls http://10.0.0.1:30001 http://10.0.0.2:30001 \\\n"
+      "    --policy least_loaded --prometheus-port 29000\n"
+      "Workers can also be added and removed while it runs: POST and DELETE /workers.");
+  const auto flags = std::make_shared<RouterFlags>();
+  command
+      ->add_option("--prefill", flags->prefill,
+                   "a prefill worker and its bootstrap port; may be repeated")
+      ->type_name("URL [PORT]")
+      ->type_size(1, 2)
+      ->expected(1, CLI::detail::expected_max_vector_size);
+  command->add_option("--decode", flags->decode, "a decode worker; may be repeated")
+      ->type_name("URL");
+  command->add_option("--worker-urls", flags->workers, "workers that do both, without P/D")
+      ->type_name("URL ...");
+  add_setting_flags(*command, router_settings(), "router.", flags->settings);
+  command->callback([&program, flags] { run_router(program, *flags); });
+}
+
+}  // namespace kvl::tools
