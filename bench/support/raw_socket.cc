@@ -55,7 +55,8 @@ Result<NumericAddress> numeric(const std::string& text, std::uint16_t port) {
 Status tune(int fd, const RawSocketOptions& options) {
   const int one = 1;
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-  if (!options.congestion.empty() &&
+  if (!options.congestion.empty() && options.congestion != "system" &&
+      options.congestion != "auto" &&
       ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, options.congestion.c_str(),
                    static_cast<socklen_t>(options.congestion.size())) != 0) {
     return {Code::unsupported, "TCP_CONGESTION; see net.ipv4.tcp_available_congestion_control",
@@ -68,6 +69,26 @@ Status tune(int fd, const RawSocketOptions& options) {
     ::setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &options.recv_buffer_bytes, sizeof(int));
   }
   return {};
+}
+
+// "auto" means what it means to the tcp transport: reno between processes of one host.
+void tune_connected(int fd, const RawSocketOptions& options) {
+  if (options.congestion != "auto") return;
+  NumericAddress here, there;
+  here.bytes = there.bytes = sizeof(sockaddr_storage);
+  if (::getsockname(fd, here.raw(), &here.bytes) != 0 ||
+      ::getpeername(fd, there.raw(), &there.bytes) != 0) {
+    return;
+  }
+  const auto host = [](const NumericAddress& address) {
+    if (address.storage.ss_family == AF_INET6) {
+      const auto& in6 = reinterpret_cast<const sockaddr_in6&>(address.storage).sin6_addr;
+      return std::string(reinterpret_cast<const char*>(&in6), sizeof(in6));
+    }
+    const auto& in4 = reinterpret_cast<const sockaddr_in&>(address.storage).sin_addr;
+    return std::string(reinterpret_cast<const char*>(&in4), sizeof(in4));
+  };
+  if (host(here) == host(there)) ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
 }
 
 bool shape_ok(std::uint32_t connections, std::uint32_t threads) {
@@ -129,6 +150,7 @@ Status RawSocketServer::serve() {
       continue;
     }
     status = tune(fd, options_);
+    tune_connected(fd, options_);
     if (fds.empty()) {
       shape = greeting;
       fds.resize(shape.connections, -1);
@@ -185,6 +207,7 @@ Result<std::unique_ptr<RawSocketClient>> RawSocketClient::open(const RawSocketOp
         return Status{Code::unavailable, "connect to the raw baseline", errno};
       }
       make_nonblocking(fd);
+      tune_connected(fd, options);
       const Greeting greeting{kGreetingMagic, static_cast<std::uint32_t>(thread * each + i),
                               static_cast<std::uint32_t>(options.connections),
                               static_cast<std::uint32_t>(options.threads)};
@@ -231,8 +254,9 @@ Result<RawRun> RawSocketClient::run(std::uint64_t batches, std::uint32_t infligh
   return all;
 }
 
-Result<RawRun> RawSocketClient::ping_pong(std::uint64_t rounds, std::uint32_t bytes) {
-  return sessions_[0]->ping_pong(rounds, bytes);
+Result<RawRun> RawSocketClient::ping_pong(std::uint64_t rounds, std::uint32_t bytes,
+                                          std::uint32_t answer_bytes) {
+  return sessions_[0]->ping_pong(rounds, bytes, answer_bytes);
 }
 
 std::string RawSocketClient::congestion() const {

@@ -91,9 +91,9 @@ class RawSocketClient {
   Status configure(const RawPlan&);
   // Moves `batches` batches of the plan, at most `inflight` of them unanswered.
   Result<RawRun> run(std::uint64_t batches, std::uint32_t inflight = 1);
-  // `rounds` times: `bytes` bytes there, `bytes` bytes back, over the first connection.
+  // `rounds` times: `bytes` bytes there, `answer_bytes` bytes back, over the first connection.
   // batch_us holds one round each.
-  Result<RawRun> ping_pong(std::uint64_t rounds, std::uint32_t bytes);
+  Result<RawRun> ping_pong(std::uint64_t rounds, std::uint32_t bytes, std::uint32_t answer_bytes);
   // The congestion control that is really in force.
   std::string congestion() const;
 

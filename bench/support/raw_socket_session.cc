@@ -32,10 +32,10 @@ struct RawSocketSession::Command {
   std::uint32_t magic = kCommandMagic;
   Kind kind = Kind::configure;
   std::uint32_t direction = 0, page_bytes = 0;
-  std::uint64_t count = 0;  // pages, batches, rounds
-  std::uint64_t inflight = 0;
-  double cpu_seconds = 0;     // answer
-  std::uint64_t refused = 0;  // answer
+  std::uint64_t count = 0;     // pages, batches, rounds
+  std::uint64_t inflight = 0;  // ping_pong: bytes of the answer
+  double cpu_seconds = 0;      // answer
+  std::uint64_t refused = 0;   // answer
 };
 
 // One run in one direction. Counts travel against the data as eight-byte marks on the first
@@ -243,8 +243,9 @@ Result<RawRun> RawSocketSession::run(std::uint64_t batches, std::uint32_t inflig
   return result;
 }
 
-Result<RawRun> RawSocketSession::ping_pong(std::uint64_t rounds, std::uint32_t bytes) {
-  if (bytes == 0 || bytes > memory_.size()) {
+Result<RawRun> RawSocketSession::ping_pong(std::uint64_t rounds, std::uint32_t bytes,
+                                           std::uint32_t answer_bytes) {
+  if (bytes == 0 || answer_bytes == 0 || std::max(bytes, answer_bytes) > memory_.size()) {
     return Status{Code::invalid_argument, "raw baseline: ping of that size"};
   }
   RawRun result;
@@ -254,12 +255,13 @@ Result<RawRun> RawSocketSession::ping_pong(std::uint64_t rounds, std::uint32_t b
   command.kind = Command::Kind::ping_pong;
   command.count = rounds;
   command.page_bytes = bytes;
+  command.inflight = answer_bytes;
   KVL_TRY(ask(command, {}));
   const double begin = now_seconds();
   const int sleep_ms = options_.timeout_ms;
   const auto receive = [&]() -> Status {
-    return options_.spin ? receive_spinning(bytes)
-                         : receive_all(first_fd(), memory_.data(), bytes, sleep_ms);
+    return options_.spin ? receive_spinning(answer_bytes)
+                         : receive_all(first_fd(), memory_.data(), answer_bytes, sleep_ms);
   };
   for (std::uint64_t i = 0; i < rounds; ++i) {
     const double start = now_seconds();
@@ -268,7 +270,7 @@ Result<RawRun> RawSocketSession::ping_pong(std::uint64_t rounds, std::uint32_t b
     result.batch_us.push_back((now_seconds() - start) * 1e6);
   }
   result.seconds = now_seconds() - begin;
-  result.bytes = rounds * bytes * 2;
+  result.bytes = rounds * (std::uint64_t{bytes} + answer_bytes);
   result.client_cpu_seconds = process_cpu_seconds() - cpu;
   KVL_TRY(receive_all(first_fd(), &command, sizeof(command), sleep_ms));
   result.server_cpu_seconds = command.cpu_seconds;
@@ -312,12 +314,13 @@ Status RawSocketSession::serve() {
       flow.sending = direction_ == Direction::read;
       flow.batches = command.count;
       KVL_TRY(move(flow, nullptr));
-    } else if (command.kind == Command::Kind::ping_pong && command.page_bytes <= memory_.size()) {
+    } else if (command.kind == Command::Kind::ping_pong && command.page_bytes <= memory_.size() &&
+               command.inflight <= memory_.size()) {
       for (std::uint64_t i = 0; i < command.count; ++i) {
         KVL_TRY(options_.spin ? receive_spinning(command.page_bytes)
                               : receive_all(first_fd(), memory_.data(), command.page_bytes,
                                             options_.timeout_ms));
-        KVL_TRY(send_all(first_fd(), memory_.data(), command.page_bytes, options_.timeout_ms));
+        KVL_TRY(send_all(first_fd(), memory_.data(), command.inflight, options_.timeout_ms));
       }
     } else {
       return {Code::corrupt, "raw baseline: command"};

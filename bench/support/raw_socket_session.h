@@ -43,7 +43,7 @@ class RawSocketSession {
   // Client.
   Status configure(const RawPlan& plan);
   Result<RawRun> run(std::uint64_t batches, std::uint32_t inflight);
-  Result<RawRun> ping_pong(std::uint64_t rounds, std::uint32_t bytes);
+  Result<RawRun> ping_pong(std::uint64_t rounds, std::uint32_t bytes, std::uint32_t answer_bytes);
   // Server: obeys commands until the client closes.
   Status serve();
 
