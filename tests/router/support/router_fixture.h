@@ -1,0 +1,89 @@
+// A router in a thread, in front of stub workers.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "kvl/router.h"
+#include "tests/router/support/stub_worker.h"
+#include "tests/router/support/test_client.h"
+#include "tests/support/log_guard.h"
+
+namespace kvl::test {
+
+class RunningRouter {
+ public:
+  // On loopback, any port, without health checks unless the options say otherwise.
+  explicit RunningRouter(RouterOptions options) {
+    options.host = "127.0.0.1";
+    options.port = 0;
+    std::string error;
+    Result<std::unique_ptr<Router>> opened = Router::open(std::move(options), &error);
+    if (!opened.ok()) {
+      ADD_FAILURE() << error;
+      return;
+    }
+    router_ = *std::move(opened);
+    thread_ = std::thread([this] { router_->run(); });
+  }
+  ~RunningRouter() {
+    if (router_ == nullptr) return;
+    router_->stop();
+    router_->stop();  // without grace
+    join();
+  }
+  RunningRouter(const RunningRouter&) = delete;
+  RunningRouter& operator=(const RunningRouter&) = delete;
+
+  Router& operator*() const { return *router_; }
+  Router* operator->() const { return router_.get(); }
+  std::uint16_t port() const { return router_->port(); }
+  void join() {
+    if (thread_.joinable()) thread_.join();
+  }
+  // The value of a metric without labels.
+  double metric(const std::string& name) const {
+    PrometheusText text;
+    router_->visit_metrics(text);
+    const std::string all = text.text();
+    const std::size_t at = all.find("\n" + name + " ");
+    return at == std::string::npos ? -1 : std::atof(all.c_str() + at + name.size() + 2);
+  }
+  // True once the metric has reached the value, within kPatience.
+  bool wait_metric(const std::string& name, double value) const {
+    const auto end = std::chrono::steady_clock::now() + kPatience;
+    while (metric(name) < value) {
+      if (std::chrono::steady_clock::now() > end) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
+
+ private:
+  std::unique_ptr<Router> router_;
+  std::thread thread_;
+};
+
+// Options for P/D over these stubs, on round robin.
+inline RouterOptions pd_options(std::initializer_list<StubWorker*> prefill,
+                                std::initializer_list<StubWorker*> decode) {
+  RouterOptions options;
+  options.pd_disaggregation = true;
+  options.disable_health_check = true;
+  for (const StubWorker* worker : prefill) options.prefill.push_back({worker->url(), 8998});
+  for (const StubWorker* worker : decode) options.decode.push_back(worker->url());
+  return options;
+}
+
+// A script that answers nothing and notes that the router closed the connection.
+inline StubWorker::Script wait_for_close(Gate& closed) {
+  return [&closed](StubPeer& peer, const StubRequest&) {
+    if (peer.wait_closed()) closed.open();
+    peer.close();
+  };
+}
+
+}  // namespace kvl::test
