@@ -13,6 +13,7 @@ namespace kvl::bench {
 namespace {
 
 constexpr std::uint32_t kPayloadBytes = 4096;
+constexpr std::uint32_t kAnswerBytes = 8;
 constexpr std::size_t kTurns = 200;  // of one contender before the next
 constexpr std::size_t kWarmUpTurns = 300;
 
@@ -52,7 +53,7 @@ class Asker {
   }
   Status socket_turns(std::size_t turns, Samples& samples) {
     if (socket_ == nullptr) return {};
-    const auto run = socket_->ping_pong(turns, kPayloadBytes);
+    const auto run = socket_->ping_pong(turns, kPayloadBytes, kAnswerBytes);
     if (!run.ok()) return run.status();
     samples.insert(samples.end(), run->batch_us.begin(), run->batch_us.end());
     return {};
@@ -98,7 +99,7 @@ Status measure(const Bench& bench, Session& session, const RawSocketOptions& raw
   const SteadyClock clock;
   const std::int64_t end_ns =
       clock.now_ns() + static_cast<std::int64_t>(bench.options.seconds * 1e9);
-  for (bool warm = false; clock.now_ns() < end_ns; warm = true) {
+  for (bool warm = false; clock.now_ns() < end_ns || all[0].empty(); warm = true) {
     if (interrupted()) return session.fail(Code::aborted, "interrupted");
     const std::size_t turns = warm ? kTurns : kWarmUpTurns;
     KVL_TRY(asker.engine_turns(turns, all[0]));
