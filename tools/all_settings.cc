@@ -1,12 +1,14 @@
 // The list of components that have settings. Adding one is a line here.
 #include "kvl/bootstrap_server.h"
+#include "kvl/engine.h"
 #include "kvl/router.h"
 #include "tools/program.h"
 
 namespace kvl::tools {
 
 std::vector<Setting> all_settings() {
-  std::vector<Setting> rows;
+  std::vector<Setting> rows = engine_settings();
+  for (Setting& row : transport_settings()) rows.push_back(std::move(row));
   for (const std::span<const Setting> component : {
            router_settings(),
            bootstrap_settings(),
