@@ -158,17 +158,12 @@ void Core::note_unproven(std::uint64_t room) {
   }
 }
 
-namespace {
-
-// splitmix64 (Steele, Lea, Flood): spreads the sample over runs without a table.
 std::uint64_t mix(std::uint64_t value) {
   value += 0x9e3779b97f4a7c15U;
   value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9U;
   value = (value ^ (value >> 27)) * 0x94d049bb133111ebU;
   return value ^ (value >> 31);
 }
-
-}  // namespace
 
 std::vector<std::uint32_t> checksums(std::span<const PageOp> ops,
                                      std::span<const HandoffRegion> regions, CrcChoice choice,

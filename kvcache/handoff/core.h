@@ -113,6 +113,7 @@ class Core {
   // True: the peer has just become ready (or refused: then its refusal says so).
   bool on_hello(Peer& peer, const Hello& hello);
   bool on_verdict(Peer& peer, const Verdict& verdict);
+  bool refuse(Peer& peer, Code code, std::string why);
   std::unordered_map<std::uint64_t, Peer> peers;
 
   // --- transfers
@@ -168,6 +169,9 @@ class Core {
                std::string& reason) const;
   bool settle_peer(Peer& peer, bool was_ready, bool was_refused);
 };
+
+// splitmix64 (Steele, Lea, Flood): a number that looks random.
+std::uint64_t mix(std::uint64_t value);
 
 // Checksums of the chosen runs of a segment's plan, of this rank's side of it. Which runs are
 // chosen depends on what both sides know: room, segment, run.

@@ -10,10 +10,13 @@
 namespace kvl::handoff {
 
 DecodeRooms::DecodeRooms(Core& core) : core_(core), span_(layer_span(core.rank.layout)) {
-  // Nonces must differ from those of this process's earlier lives and of other endpoints.
+  // Nonces must differ from those of other ranks and of this process's earlier lives: counted from
+  // a point that the engine's random id chooses.
   const EngineId id = core.engine.id();
-  std::memcpy(&next_nonce_, id.data(), sizeof(next_nonce_));
-  next_nonce_ += core.engine.epoch();
+  std::array<std::uint64_t, 2> words{};
+  static_assert(sizeof(words) == sizeof(id));
+  std::memcpy(words.data(), id.data(), sizeof(words));
+  next_nonce_ = mix(words[0] ^ mix(words[1] ^ mix(core.engine.epoch())));
 }
 
 DecodeRooms::Room* DecodeRooms::find_open(std::uint64_t room) {

@@ -126,12 +126,12 @@ bool Endpoint::on_message(const EngineEvent& event) {
   Result<Message> message = decode(event.data);
   if (!message.ok()) {
     core_.metrics.bad_messages.add();
-    if (message.code() == Code::unsupported) {
-      // Another version: say so, so that the other side need not wait for its deadline.
-      Peer& peer = core_.peers[event.peer.value];
-      peer.handle = event.peer;
-      core_.send(peer, {Part::prefill, 0, 0,
-                        Verdict{Code::unsupported, "version of the handoff protocol"}});
+    Peer& peer = core_.peers[event.peer.value];
+    peer.handle = event.peer;
+    // Another version: each side finds out by itself, so no answer that the other could not read.
+    if (message.code() == Code::unsupported && peer.remote == nullptr &&
+        core_.refuse(peer, Code::unsupported, "speaks another version of the handoff protocol")) {
+      tell_rooms(peer);
     }
     return true;
   }

@@ -126,6 +126,10 @@ bool Core::on_hello(Peer& peer, const Hello& hello) {
   std::string reason;
   std::shared_ptr<const RemoteRank> remote;
   const Status status = check(hello, remote, reason);
+  if (was_ready && !status.ok()) {  // it cannot take back what its rooms rely on
+    metrics.bad_messages.add();
+    return false;
+  }
   peer.remote = std::move(remote);
   if (!status.ok()) {
     peer.refusal_code = status.code();
@@ -140,11 +144,22 @@ bool Core::on_hello(Peer& peer, const Hello& hello) {
 
 bool Core::on_verdict(Peer& peer, const Verdict& verdict) {
   const bool was_ready = peer.ready(), was_refused = peer.refused();
-  if (verdict.code == Code::ok) {
+  if (peer.approved) {
+    if (verdict.code != Code::ok) metrics.bad_messages.add();
+  } else if (verdict.code == Code::ok) {
     peer.approved = true;
   } else if (peer.refusal.empty()) {
     peer.refusal_code = verdict.code;
     peer.refusal = "refused by the peer: " + verdict.reason;
+  }
+  return settle_peer(peer, was_ready, was_refused);
+}
+
+bool Core::refuse(Peer& peer, Code code, std::string why) {
+  const bool was_ready = peer.ready(), was_refused = peer.refused();
+  if (!was_refused) {
+    peer.refusal_code = code;
+    peer.refusal = std::move(why);
   }
   return settle_peer(peer, was_ready, was_refused);
 }

@@ -158,7 +158,9 @@ DecodeOpen Cluster::decode_open(const Request& request, std::size_t rank) {
 Status Cluster::open_prefill(const Request& request, std::size_t rank) {
   HandoffEndpoint& endpoint = *prefill(rank).endpoint;
   KVL_TRY(endpoint.open_prefill({request.room, request.tokens, request.deadline_ms}));
-  return endpoint.add_pages(request.room, 0, request.prefill_pages[rank]);
+  const Status added = endpoint.add_pages(request.room, 0, request.prefill_pages[rank]);
+  // Decode may have given up before we came: the room has failed already.
+  return added.code() == Code::not_found ? Status{} : added;
 }
 
 Status Cluster::open_decode(const Request& request, std::size_t rank) {

@@ -243,6 +243,14 @@ bool FakeWorld::step_in_order() {
   return any;
 }
 
+void FakeWorld::run_ghosts() {
+  for (const Ghost& ghost : ghosts_) {
+    std::memcpy(ghost.at, ghost.bytes.data(), ghost.bytes.size());
+    if (on_landed) on_landed(ghost.at, ghost.bytes.size());
+  }
+  ghosts_.clear();
+}
+
 bool FakeWorld::step_at_random() {
   std::vector<std::function<void()>> choices;
   for (auto& [ends, way] : ways_) {
@@ -256,6 +264,7 @@ bool FakeWorld::step_at_random() {
   for (std::size_t i = 0; i < ghosts_.size(); ++i) {
     choices.emplace_back([this, i] {
       std::memcpy(ghosts_[i].at, ghosts_[i].bytes.data(), ghosts_[i].bytes.size());
+      if (on_landed) on_landed(ghosts_[i].at, ghosts_[i].bytes.size());
       ghosts_.erase(ghosts_.begin() + static_cast<std::ptrdiff_t>(i));
     });
   }

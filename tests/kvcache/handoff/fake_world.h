@@ -79,6 +79,9 @@ class FakeWorld {
   // Late proof: nothing of `from` can land at `at` any more.
   void fence(std::size_t at, std::size_t from);
 
+  // Lets all unproven writes land now.
+  void run_ghosts();
+
   // One step of the world. False: nothing is left to do.
   bool step_in_order();
   bool step_at_random();
