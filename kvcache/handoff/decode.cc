@@ -381,15 +381,20 @@ void DecodeRooms::on_finish(Peer& peer, const Message& message, const Finish& fi
   check_complete(*room);
 }
 
+// Finished means that every layer was announced for all tokens: what is not being read has arrived.
 void DecodeRooms::check_complete(Room& room) {
   if (room.state >= DecodeState::complete || !room.covered) return;
-  const std::uint64_t wanted = room.open.tokens - room.open.skip_tokens;
   for (const Source& source : room.sources) {
     if (source.stage != Source::Stage::finished || !source.reading.empty()) return;
-    for (std::uint32_t i = 0; i < span_.count; ++i) {
-      if (source.gives[i] && source.arrived[i] != wanted) return;
-    }
   }
+  assert(std::ranges::all_of(room.sources, [&room](const Source& source) {
+    for (std::size_t i = 0; i < source.gives.size(); ++i) {
+      if (source.gives[i] && source.arrived[i] != room.open.tokens - room.open.skip_tokens) {
+        return false;
+      }
+    }
+    return true;
+  }));
   advance(room.state, DecodeState::complete);
   vote(room);
 }

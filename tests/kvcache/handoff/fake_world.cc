@@ -116,6 +116,11 @@ void FakeWorld::cut(std::size_t a, std::size_t b, bool fenced) {
     ways_[way].up = false;
     ways_[way].messages.clear();
   }
+  if (fenced) {  // also what earlier breaks have left
+    std::erase_if(ghosts_, [&](const Ghost& g) {
+      return (g.from == a && g.to == b) || (g.from == b && g.to == a);
+    });
+  }
   for (std::size_t i = 0; i < flights_.size();) {
     const Flight& flight = flights_[i];
     if ((flight.from == a && flight.to == b) || (flight.from == b && flight.to == a)) {

@@ -268,6 +268,28 @@ TEST(HandoffGroup, TheLeadCommitsLastAndOnlyIfAllDo) {
   cluster.expect_nothing_open();
 }
 
+TEST(HandoffGroup, TheLeadWaitsForEveryMembersWord) {
+  ClusterOptions options;
+  options.decode = {4, 1};
+  Cluster cluster(options);
+  const Request request = cluster.make_request(4, 12);
+  cluster.open_everywhere(request);
+  cluster.world.on_message = [&](std::size_t from, std::size_t, auto& bytes) {
+    const auto message = handoff::decode(bytes);
+    return from != cluster.decode_index(2) ||
+           !std::holds_alternative<handoff::Committed>(message->body);
+  };
+  cluster.finish_everywhere(request);
+  cluster.run();
+  EXPECT_EQ(cluster.seen_decode(4, 0).terminals(), 0);
+  // The member that was not heard dies: then the lead cannot know, and does not commit.
+  cluster.kill(cluster.decode_index(2), true);
+  cluster.run();
+  EXPECT_EQ(cluster.seen_decode(4, 0).code, Code::peer_lost);
+  EXPECT_EQ(cluster.seen_prefill(4).failed, 1);
+  cluster.expect_nothing_open();
+}
+
 TEST(HandoffGroup, OneRankThatFailsFailsAll) {
   for (std::size_t culprit = 0; culprit < 4; ++culprit) {
     ClusterOptions options;
