@@ -224,6 +224,7 @@ Status RouterImpl::start(std::string* error) {
 
 void RouterImpl::run() {
   for (const auto& room : loops_) room->listener->start();
+  if (const auto& listener = loops_.front()->metrics_listener) listener->start();
   caretaker_->start();
   std::vector<std::thread> threads;
   for (std::size_t i = 1; i < loops_.size(); ++i) {

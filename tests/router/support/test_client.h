@@ -27,13 +27,12 @@ class TestClient {
   bool send_post(std::string_view path, std::string_view body, std::string_view headers = {});
   TestAnswer post(std::string_view path, std::string_view body, std::string_view headers = {});
   TestAnswer call(std::string_view method, std::string_view path);
-  TestAnswer read_answer();
+  TestAnswer read_answer(bool head_only = false);
   // Reads until the text has been seen in the raw bytes; false at the end or after the deadline.
   bool read_until(std::string_view text);
   std::string_view raw() const { return buffer_; }
   // The other side has closed the connection, within the deadline.
   bool closed();
-  void shrink_receive_buffer();
   void close();
 
  private:

@@ -1,0 +1,148 @@
+// The fleet's rules and the policies, with a clock of the test's own.
+#include "router/fleet/fleet.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "router/policy/policy.h"
+#include "tests/support/log_guard.h"
+
+namespace kvl::router {
+namespace {
+
+class TestClock final : public Clock {
+ public:
+  std::int64_t now_ns() const override { return now; }
+  std::int64_t now = 1;
+};
+
+TEST(Fleet, FailuresInARowMakeAWorkerUnhealthyAndOneSuccessForgivesThem) {
+  const test::ExpectLog expected("fleet.worker_state");
+  TestClock clock;
+  Fleet fleet({.failure_threshold = 3, .success_threshold = 2}, clock);
+  Worker& worker = **fleet.add(WorkerRole::decode, "http://a:1", -1);
+  EXPECT_TRUE(worker.usable()) << "a new worker is tried";
+  fleet.failed(worker, false, "x");
+  fleet.failed(worker, false, "x");
+  fleet.succeeded(worker);
+  fleet.failed(worker, false, "x");
+  fleet.failed(worker, false, "x");
+  EXPECT_TRUE(worker.usable());
+  fleet.failed(worker, false, "x");
+  EXPECT_FALSE(worker.usable());
+  fleet.checked(worker, true, 5, "");
+  EXPECT_FALSE(worker.usable()) << "two good checks are asked for";
+  fleet.checked(worker, true, 5, "");
+  EXPECT_TRUE(worker.usable());
+  fleet.failed(worker, true, "refused");
+  EXPECT_FALSE(worker.usable()) << "a refused connection says enough";
+}
+
+TEST(Fleet, ABusyWorkersSlowHealthCheckIsNotHeldAgainstIt) {
+  const test::ExpectLog expected("fleet.worker_state");
+  TestClock clock;
+  Fleet fleet({.failure_threshold = 1}, clock);
+  Worker& worker = **fleet.add(WorkerRole::decode, "http://a:1", -1);
+  fleet.succeeded(worker);
+  clock.now += 1'000'000'000;
+  fleet.checked(worker, false, 5, "slow");
+  EXPECT_TRUE(worker.usable());
+  clock.now += 5'000'000'000;
+  fleet.checked(worker, false, 5, "slow");
+  EXPECT_FALSE(worker.usable());
+}
+
+TEST(Fleet, DrainingEndsWhenIdleOrLate) {
+  TestClock clock;
+  Fleet fleet({.drain_timeout_secs = 10}, clock);
+  const WorkerPtr idle = *fleet.add(WorkerRole::decode, "http://a:1", -1);
+  const WorkerPtr busy = *fleet.add(WorkerRole::decode, "http://a:2", -1);
+  busy->in_flight = 1;
+  EXPECT_TRUE(fleet.drain(idle->id).ok());
+  EXPECT_TRUE(fleet.drain(busy->id).ok());
+  EXPECT_TRUE(fleet.drain(busy->id).ok()) << "twice is once";
+  EXPECT_EQ(fleet.drain(99).code(), Code::not_found);
+  fleet.succeeded(*busy);
+  EXPECT_FALSE(busy->usable()) << "a good answer does not undo it";
+  fleet.sweep();
+  EXPECT_EQ(fleet.workers()->all.size(), 1u);
+  clock.now += 11'000'000'000;
+  fleet.sweep();
+  EXPECT_TRUE(fleet.workers()->all.empty());
+}
+
+TEST(Fleet, UrlsAreCheckedAndDuplicatesRefused) {
+  TestClock clock;
+  Fleet fleet({}, clock);
+  for (const char* url : {"", "http://", "http://a:0", "http://a:70000", "http://a:1/path",
+                          "https://a:1", "http://a b:1", "http://[::1", "http://[::1]x"}) {
+    EXPECT_EQ(fleet.add(WorkerRole::decode, url, -1).code(), Code::invalid_argument) << url;
+  }
+  EXPECT_EQ((*fleet.add(WorkerRole::prefill, "[::1]:5", 9))->session_prefix,
+            "\"bootstrap_host\":\"[::1]\",\"bootstrap_port\":9,\"bootstrap_room\":");
+  EXPECT_EQ((*fleet.add(WorkerRole::prefill, "http://h:5/", -1))->session_prefix,
+            "\"bootstrap_host\":\"h\",\"bootstrap_port\":null,\"bootstrap_room\":");
+  EXPECT_EQ(fleet.add(WorkerRole::prefill, "h:5", 1).code(), Code::permission);
+  EXPECT_TRUE(fleet.add(WorkerRole::decode, "h:5", 1).ok()) << "another role is another worker";
+}
+
+class Policies : public ::testing::Test {
+ protected:
+  Policies() {
+    for (std::uint32_t i = 0; i < 4; ++i) {
+      workers_[i].id = i + 1;
+      candidates_.push_back(&workers_[i]);
+    }
+  }
+  std::map<std::uint32_t, int> picks(const char* name, int count) {
+    const std::unique_ptr<Policy> policy = *make_policy(name);
+    std::map<std::uint32_t, int> found;
+    for (int i = 0; i < count; ++i) ++found[policy->pick(candidates_, random_).id];
+    return found;
+  }
+  Worker workers_[4];
+  std::vector<Worker*> candidates_;
+  Random random_{7};
+};
+
+TEST_F(Policies, RoundRobinIsEvenAndKeepsItsPlaceWhenOneIsMissing) {
+  EXPECT_EQ(picks("round_robin", 8),
+            (std::map<std::uint32_t, int>{{1, 2}, {2, 2}, {3, 2}, {4, 2}}));
+  const std::unique_ptr<Policy> policy = *make_policy("round_robin");
+  EXPECT_EQ(policy->pick(candidates_, random_).id, 1u);
+  EXPECT_EQ(policy->pick(candidates_, random_).id, 2u);
+  const std::vector<Worker*> without_three = {&workers_[0], &workers_[1], &workers_[3]};
+  EXPECT_EQ(policy->pick(without_three, random_).id, 4u);
+  EXPECT_EQ(policy->pick(candidates_, random_).id, 1u);
+}
+
+TEST_F(Policies, RandomReachesAll) {
+  const auto found = picks("random", 4000);
+  for (const auto& [id, count] : found) EXPECT_NEAR(count, 1000, 200) << id;
+}
+
+TEST_F(Policies, LeastLoadedTakesTheMinimumAndSpreadsTies) {
+  workers_[0].in_flight = 3;
+  workers_[2].in_flight = 1;
+  const auto found = picks("least_loaded", 2000);
+  EXPECT_EQ(found.size(), 2u);
+  EXPECT_NEAR(found.at(2), 1000, 200);
+  EXPECT_NEAR(found.at(4), 1000, 200);
+}
+
+TEST_F(Policies, PowerOfTwoNeverTakesTheMostLoaded) {
+  workers_[1].in_flight = 5;
+  const auto found = picks("power_of_two", 1000);
+  EXPECT_EQ(found.count(2), 0u);
+  EXPECT_EQ(found.size(), 3u);
+  candidates_.resize(1);
+  EXPECT_EQ(picks("power_of_two", 3), (std::map<std::uint32_t, int>{{1, 3}}));
+}
+
+TEST_F(Policies, UnknownNamesAreRefused) {
+  EXPECT_EQ(make_policy("cache_aware").code(), Code::invalid_argument);
+}
+
+}  // namespace
+}  // namespace kvl::router
