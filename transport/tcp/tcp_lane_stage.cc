@@ -109,6 +109,12 @@ void Lane::pump_rx_stages() {
 // Data of a staged frame: from the buffer into a stage, from there to its place.
 Status Lane::consume_staged() {
   while (true) {
+    Stage& filling = rx_stages_[rx_stage_];
+    if (!filling.sealed && filling.bytes > 0 &&
+        (filling.bytes == Bounce::kBytes || rx_left_ == 0)) {
+      filling.sealed = true;
+      rx_stage_ ^= 1U;
+    }
     pump_rx_stages();
     if (rx_left_ == 0) {
       if (!rx_stages_[0].idle() || !rx_stages_[1].idle()) {
@@ -133,12 +139,7 @@ Status Lane::consume_staged() {
       stage.bytes += bytes;
       rx_left_ -= bytes;
     }
-    if (stage.bytes == Bounce::kBytes || rx_left_ == 0) {
-      stage.sealed = true;
-      rx_stage_ ^= 1U;
-    } else {
-      return {};  // the socket has the rest
-    }
+    if (stage.bytes < Bounce::kBytes && rx_left_ > 0) return {};  // the socket has the rest
   }
 }
 

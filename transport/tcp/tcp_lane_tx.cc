@@ -12,6 +12,9 @@ namespace kvl::tcp {
 namespace {
 
 constexpr std::size_t kRunsWorthAChunk = 256;
+// No frame is begun in a chunk of this size: what is in a chunk cannot be cancelled or overtaken by
+// an acknowledgement any more.
+constexpr std::uint64_t kChunkBytes = 2 << 20;
 
 }  // namespace
 
@@ -85,7 +88,11 @@ void Lane::chunk_sent() {
 bool Lane::build() {
   if (tx_ == nullptr) tx_ = core_.tx_pool.take();
   while (tx_count_ + 4 < TxBuffers::kVectors && !tx_serve_over_ && tx_stage_ < 0) {
-    if (tx_data_ != Data::none ? !append_data() : !append_frame()) break;
+    if (tx_data_ != Data::none) {
+      if (!append_data()) break;
+    } else if (tx_left_ >= kChunkBytes || !append_frame()) {
+      break;
+    }
   }
   return tx_left_ > 0;
 }

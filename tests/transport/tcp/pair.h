@@ -91,6 +91,20 @@ struct Host {
   std::deque<Event> events;
 };
 
+inline double metric(Host& host, std::string_view name) {
+  struct Find final : MetricVisitor {
+    std::string_view wanted;
+    double value = -1;
+    void counter(std::string_view n, std::string_view, const MetricLabels&, double v) override {
+      if (n == wanted) value = v;
+    }
+    void gauge(std::string_view, std::string_view, const MetricLabels&, double) override {}
+  } find;
+  find.wanted = name;
+  host.link->visit_metrics(find, {});
+  return find.value;
+}
+
 // Two connected hosts; `a` dialed.
 struct Pair {
   explicit Pair(const Flags& flags = {}) : a(flags), b(flags) { connect(); }
@@ -160,20 +174,6 @@ struct Pair {
     memory_b = b.add(of_b);
     remote = import(memory_b);
   }
-  double metric(Host& host, std::string_view name) {
-    struct Find final : MetricVisitor {
-      std::string_view wanted;
-      double value = -1;
-      void counter(std::string_view n, std::string_view, const MetricLabels&, double v) override {
-        if (n == wanted) value = v;
-      }
-      void gauge(std::string_view, std::string_view, const MetricLabels&, double) override {}
-    } find;
-    find.wanted = name;
-    host.link->visit_metrics(find, {});
-    return find.value;
-  }
-
   Host a, b;
   PeerId to_b, to_a;  // as a and b name each other
   MemoryId local, memory_b;
