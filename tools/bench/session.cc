@@ -11,6 +11,7 @@ namespace kvl::bench {
 namespace {
 
 constexpr std::int64_t kLookMs = 20;  // at Ctrl-C and at the child
+constexpr std::int64_t kDropMs = 3000;
 
 std::int64_t now_ns() { return SteadyClock().now_ns(); }
 double ms_since(std::int64_t start_ns) { return static_cast<double>(now_ns() - start_ns) / 1e6; }
@@ -152,6 +153,17 @@ Result<Message> Session::ask(Message question) {
                 "the serving side refused '" + question.verb() + "': " + answer.text("why"));
   }
   return answer;
+}
+
+void Session::drop_arena() {
+  const std::string error = error_;
+  // A raw-socket server of the target sees the end of its client a moment later.
+  const std::int64_t deadline_ns = now_ns() + kDropMs * 1'000'000;
+  while (lost_.ok() && !interrupted() && now_ns() < deadline_ns) {
+    if (ask(Message("drop")).ok()) break;
+    engine_->wait(kLookMs);
+  }
+  error_ = error;
 }
 
 double Session::target_cpu_seconds() {

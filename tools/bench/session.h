@@ -47,6 +47,8 @@ class Session {
 
   // The answer to a question; an "error" answer becomes a failed Status.
   Result<Message> ask(Message question);
+  // Frees the target's arena as soon as nothing uses it. Keeps error() as it was.
+  void drop_arena();
   // Seconds of CPU that the target's process has used.
   double target_cpu_seconds();
   // Starts a transfer to the peer.

@@ -48,8 +48,7 @@ TestBed::~TestBed() {
   if (registered_) {
     [[maybe_unused]] const Status status = session_.engine().deregister_memory(locals_[0]);
   }
-  if (remote_open_) [[maybe_unused]]
-    const auto answer = session_.ask(Message("drop"));
+  if (remote_open_) session_.drop_arena();
 }
 
 Status TestBed::start(Direction direction, std::size_t index, std::uint64_t user, bool with_note) {
