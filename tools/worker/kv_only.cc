@@ -121,14 +121,18 @@ KvContent content_of_tokens(std::span<const std::int32_t> tokens) {
   return content_of_ids(ids, kTokenBlock);
 }
 
-std::vector<std::uint64_t> page_keys(const KvContent& content, std::uint64_t tokens,
-                                     std::uint32_t page_tokens) {
-  std::vector<std::uint64_t> keys;
+std::vector<BlockHash> page_keys(const KvContent& content, std::uint64_t tokens,
+                                 std::uint32_t page_tokens) {
+  std::vector<BlockHash> keys;
   keys.reserve(tokens / page_tokens);
   for (std::uint64_t end = page_tokens; end <= tokens; end += page_tokens) {
     const std::uint64_t last = end - 1;
     const std::uint64_t place = last % content.block_tokens;
-    keys.push_back(mix64(content.chain[last / content.block_tokens] ^ mix64(place)));
+    std::uint64_t key = mix64(content.chain[last / content.block_tokens] ^ mix64(place));
+    BlockHash& hash = keys.emplace_back();
+    for (std::size_t at = 0; at < hash.bytes.size(); at += sizeof(key), key = mix64(key)) {
+      std::memcpy(&hash.bytes[at], &key, sizeof(key));
+    }
   }
   return keys;
 }

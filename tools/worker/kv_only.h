@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "kvl/block_hash.h"
 #include "worker/batch.h"
 #include "worker/paged_kv.h"
 
@@ -21,8 +22,8 @@ KvContent content_of_ids(std::span<const std::uint64_t> ids, std::uint32_t block
 KvContent content_of_tokens(std::span<const std::int32_t> tokens);
 
 // One key per full page of `tokens` tokens: equal keys, equal content from the first token on.
-std::vector<std::uint64_t> page_keys(const KvContent& content, std::uint64_t tokens,
-                                     std::uint32_t page_tokens);
+std::vector<BlockHash> page_keys(const KvContent& content, std::uint64_t tokens,
+                                 std::uint32_t page_tokens);
 
 // Whether pages and chain reach to the end of the range; all else below requires it.
 Status check(const PagedKv& kv, const KvRange& range);

@@ -1,0 +1,308 @@
+// The server on Boost.Beast. One thread runs the loop; a session is one connection.
+#include "worker/http_server.h"
+
+#include <sys/socket.h>
+
+#include <atomic>
+#include <boost/asio/dispatch.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/write.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/core/tcp_stream.hpp>
+#include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/read.hpp>
+#include <boost/beast/http/status.hpp>
+#include <boost/beast/http/string_body.hpp>
+#include <deque>
+#include <optional>
+#include <thread>
+
+namespace kvl::worker {
+namespace {
+
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = boost::beast::http;
+using boost::system::error_code;
+using tcp = asio::ip::tcp;
+
+struct Shared {
+  HttpServerOptions options;
+  HttpServer::Handler handler;
+  std::atomic<std::uint64_t> refused{0};
+  std::atomic<std::uint32_t> connections{0};
+};
+
+std::string chunk(const std::string& data) {
+  char size[20];
+  std::snprintf(size, sizeof(size), "%zx\r\n", data.size());
+  return size + data + "\r\n";
+}
+
+std::string head(int status, const std::string& content_type, bool keep_alive) {
+  const auto reason =
+      status == 499 ? beast::string_view("Client Closed Request")
+                    : http::obsolete_reason(http::int_to_status(static_cast<unsigned>(status)));
+  return "HTTP/1.1 " + std::to_string(status) + " " + std::string(reason) +
+         "\r\nServer: kvlane\r\nContent-Type: " + content_type +
+         (keep_alive ? "\r\n" : "\r\nConnection: close\r\n");
+}
+
+class Session : public std::enable_shared_from_this<Session> {
+ public:
+  Session(tcp::socket socket, Shared& shared) : stream_(std::move(socket)), shared_(shared) {
+    ++shared_.connections;
+  }
+  ~Session() { --shared_.connections; }
+
+  void read();
+  // Of the reply to request number `request`; on the loop's thread.
+  void put(std::uint64_t request, std::string bytes, bool last);
+  void set_gone(std::uint64_t request, std::function<void()> gone);
+  asio::any_io_executor executor() { return stream_.get_executor(); }
+  bool keep_alive() const { return keep_alive_; }
+
+ private:
+  void on_read(error_code code);
+  void refuse(http::status status);
+  void watch();
+  void write_next();
+  void on_written(error_code code);
+  void leave();
+
+  beast::tcp_stream stream_;
+  Shared& shared_;
+  beast::flat_buffer buffer_;
+  std::optional<http::request_parser<http::string_body>> parser_;
+  std::uint64_t request_ = 0;  // counts; replies to an earlier one are ignored
+  bool answering_ = false;
+  bool keep_alive_ = true;
+  bool last_queued_ = false;
+  bool writing_ = false;
+  std::deque<std::string> unsent_;
+  std::uint64_t unsent_bytes_ = 0;
+  std::function<void()> gone_;
+};
+
+class Reply final : public HttpReply {
+ public:
+  Reply(std::shared_ptr<Session> session, std::uint64_t request)
+      : session_(std::move(session)), request_(request) {}
+
+  void send(int status, std::string content_type, std::string body) override {
+    post([status, content_type = std::move(content_type), body = std::move(body)](
+             Session& session, std::uint64_t request) {
+      std::string bytes = head(status, content_type, session.keep_alive());
+      bytes += "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
+      session.put(request, std::move(bytes), true);
+    });
+  }
+  void begin(int status, std::string content_type) override {
+    post([status, content_type = std::move(content_type)](Session& session, std::uint64_t request) {
+      session.put(request,
+                  head(status, content_type, session.keep_alive()) +
+                      "Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n",
+                  false);
+    });
+  }
+  void write(std::string data) override {
+    if (data.empty()) return;  // an empty chunk would be the end
+    post([data = std::move(data)](Session& session, std::uint64_t request) {
+      session.put(request, chunk(data), false);
+    });
+  }
+  void end() override {
+    post([](Session& session, std::uint64_t request) { session.put(request, "0\r\n\r\n", true); });
+  }
+  void on_gone(std::function<void()> gone) override {
+    post([gone = std::move(gone)](Session& session, std::uint64_t request) {
+      session.set_gone(request, gone);
+    });
+  }
+
+ private:
+  template <typename Work>
+  void post(Work work) {
+    asio::post(session_->executor(), [session = session_, request = request_,
+                                      work = std::move(work)] { work(*session, request); });
+  }
+  std::shared_ptr<Session> session_;
+  std::uint64_t request_;
+};
+
+void Session::read() {
+  parser_.emplace();
+  parser_->body_limit(shared_.options.body_bytes_max);
+  parser_->header_limit(64 << 10);
+  stream_.expires_after(std::chrono::seconds(shared_.options.idle_timeout_s));
+  http::async_read(
+      stream_, buffer_, *parser_,
+      [self = shared_from_this()](error_code code, std::size_t) { self->on_read(code); });
+}
+
+void Session::on_read(error_code code) {
+  if (code == http::error::body_limit) return refuse(http::status::payload_too_large);
+  if (code == http::error::header_limit) {
+    return refuse(http::status::request_header_fields_too_large);
+  }
+  // Only the parser's own complaints are worth an answer; the rest is a connection that ended.
+  const bool parsed = code.category() == http::make_error_code(http::error::bad_method).category();
+  if (code == http::error::end_of_stream || code == http::error::partial_message ||
+      (code && !parsed)) {
+    return leave();
+  }
+  if (code) return refuse(http::status::bad_request);
+  stream_.expires_never();
+  http::request<http::string_body> message = parser_->release();
+  keep_alive_ = message.keep_alive();
+  answering_ = true;
+  last_queued_ = false;
+  ++request_;
+  const std::string_view target(message.target().data(), message.target().size());
+  HttpRequest request{std::string(message.method_string()),
+                      std::string(target.substr(0, target.find('?'))), std::move(message.body())};
+  watch();
+  shared_.handler(std::move(request), std::make_shared<Reply>(shared_from_this(), request_));
+}
+
+void Session::refuse(http::status status) {
+  ++shared_.refused;
+  answering_ = true;
+  keep_alive_ = false;
+  const int number = static_cast<int>(status);
+  put(request_, head(number, "text/plain", false) + "Content-Length: 0\r\n\r\n", true);
+}
+
+// While an answer is being made nothing is read, but a client that hangs up is noticed.
+void Session::watch() {
+  stream_.socket().async_wait(
+      tcp::socket::wait_read, [self = shared_from_this(), request = request_](error_code code) {
+        if (code || !self->answering_ || request != self->request_) return;
+        char byte = 0;
+        const ssize_t got =
+            ::recv(self->stream_.socket().native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+        // Bytes: the next request, early. It waits in the socket, and so does news of a hang-up.
+        if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) self->leave();
+      });
+}
+
+void Session::set_gone(std::uint64_t request, std::function<void()> gone) {
+  if (request != request_) return gone();
+  if (answering_) gone_ = std::move(gone);
+}
+
+void Session::put(std::uint64_t request, std::string bytes, bool last) {
+  if (request != request_ || !answering_ || last_queued_) return;
+  last_queued_ = last;
+  unsent_bytes_ += bytes.size();
+  unsent_.push_back(std::move(bytes));
+  if (!last && unsent_bytes_ > shared_.options.unsent_bytes_max) return leave();
+  if (!writing_) write_next();
+}
+
+void Session::write_next() {
+  writing_ = true;
+  stream_.expires_after(std::chrono::seconds(shared_.options.idle_timeout_s));
+  asio::async_write(
+      stream_, asio::buffer(unsent_.front()),
+      [self = shared_from_this()](error_code code, std::size_t) { self->on_written(code); });
+}
+
+void Session::on_written(error_code code) {
+  writing_ = false;
+  if (code || !answering_) return leave();
+  unsent_bytes_ -= unsent_.front().size();
+  unsent_.pop_front();
+  stream_.expires_never();
+  if (!unsent_.empty()) return write_next();
+  if (!last_queued_) return;
+  answering_ = false;
+  gone_ = nullptr;
+  if (!keep_alive_) {
+    error_code ignored;
+    stream_.socket().shutdown(tcp::socket::shutdown_send, ignored);
+    return;
+  }
+  error_code ignored;
+  stream_.socket().cancel(ignored);  // ends watch()
+  read();
+}
+
+void Session::leave() {
+  answering_ = false;
+  ++request_;
+  if (gone_) std::exchange(gone_, nullptr)();
+  stream_.close();
+}
+
+class Server final : public HttpServer {
+ public:
+  Server(const HttpServerOptions& options, Handler handler) : acceptor_(loop_) {
+    shared_.options = options;
+    shared_.handler = std::move(handler);
+  }
+  ~Server() override {
+    loop_.stop();
+    if (thread_.joinable()) thread_.join();
+  }
+  std::uint16_t port() const override { return port_; }
+  std::uint64_t refused() const override { return shared_.refused; }
+
+  Status start(std::string* error) {
+    error_code code;
+    const auto address = asio::ip::make_address(shared_.options.host, code);
+    if (code) {
+      if (error != nullptr) *error = "'" + shared_.options.host + "' is not an IP address";
+      return {Code::invalid_argument, "HTTP host"};
+    }
+    const tcp::endpoint endpoint(address, shared_.options.port);
+    acceptor_.open(endpoint.protocol(), code);
+    if (!code) acceptor_.set_option(asio::socket_base::reuse_address(true), code);
+    if (!code) acceptor_.bind(endpoint, code);
+    if (!code) acceptor_.listen(512, code);
+    if (code) {
+      if (error != nullptr) {
+        *error = "cannot listen on " + shared_.options.host + ":" +
+                 std::to_string(shared_.options.port) + ": " + code.message();
+      }
+      return {Code::unavailable, "HTTP port", code.value()};
+    }
+    port_ = acceptor_.local_endpoint().port();
+    accept();
+    thread_ = std::thread([this] { loop_.run(); });
+    return {};
+  }
+
+ private:
+  void accept() {
+    acceptor_.async_accept([this](error_code code, tcp::socket socket) {
+      if (code == asio::error::operation_aborted) return;
+      if (!code && shared_.connections >= shared_.options.connections_max) {
+        ++shared_.refused;  // the socket closes
+      } else if (!code) {
+        socket.set_option(tcp::no_delay(true), code);
+        std::make_shared<Session>(std::move(socket), shared_)->read();
+      }
+      accept();
+    });
+  }
+
+  Shared shared_;
+  asio::io_context loop_{1};
+  tcp::acceptor acceptor_;
+  std::uint16_t port_ = 0;
+  std::thread thread_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<HttpServer>> HttpServer::open(const HttpServerOptions& options,
+                                                     Handler handler, std::string* error) {
+  auto server = std::make_unique<Server>(options, std::move(handler));
+  KVL_TRY(server->start(error));
+  return std::unique_ptr<HttpServer>(std::move(server));
+}
+
+}  // namespace kvl::worker

@@ -1,0 +1,57 @@
+// A small HTTP/1.1 server on one thread: whole requests in, whole or streamed answers out. Knows
+// nothing of models.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "kvl/status.h"
+
+namespace kvl::worker {
+
+struct HttpRequest {
+  std::string method, path;  // path without query
+  std::string body;
+};
+
+// Where the answer to one request goes. All calls from any thread; after the client has left, or
+// after the end, they do nothing.
+class HttpReply {
+ public:
+  virtual ~HttpReply() = default;
+  // The whole answer.
+  virtual void send(int status, std::string content_type, std::string body) = 0;
+  // A chunked answer: begin, write…, end.
+  virtual void begin(int status, std::string content_type) = 0;
+  virtual void write(std::string data) = 0;
+  virtual void end() = 0;
+  // Called once, by the server's thread, if the client leaves before the end. At most one.
+  virtual void on_gone(std::function<void()> gone) = 0;
+};
+
+struct HttpServerOptions {
+  std::string host = "127.0.0.1";
+  std::uint16_t port = 0;  // 0: any free one
+  std::uint64_t body_bytes_max = 64 << 20;
+  std::uint32_t connections_max = 4096;       // beyond: closed at once
+  std::uint32_t idle_timeout_s = 75;          // between requests, and for a request to arrive
+  std::uint64_t unsent_bytes_max = 16 << 20;  // of a stream that the client does not read: closed
+};
+
+class HttpServer {
+ public:
+  // Called by the server's thread; must not block. Must use the reply, now or later.
+  using Handler = std::function<void(HttpRequest, std::shared_ptr<HttpReply>)>;
+
+  // invalid_argument: host. unavailable: port in use; `error` receives a sentence.
+  static Result<std::unique_ptr<HttpServer>> open(const HttpServerOptions& options, Handler handler,
+                                                  std::string* error);
+  virtual ~HttpServer() = default;  // closes every connection, joins
+  virtual std::uint16_t port() const = 0;
+  // What was not HTTP, or beyond a limit.
+  virtual std::uint64_t refused() const = 0;
+};
+
+}  // namespace kvl::worker

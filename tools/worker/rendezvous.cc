@@ -1,0 +1,144 @@
+// The bootstrap client behind a thread of its own.
+#include "worker/rendezvous.h"
+
+#include <algorithm>
+
+namespace kvl::worker {
+namespace {
+
+constexpr std::chrono::milliseconds kAskAgain{100};
+constexpr std::size_t kClientsMax = 256;  // services named by sessions
+
+std::string name_of(const std::string& host, std::int64_t port) {
+  return host + ":" + std::to_string(port);
+}
+
+// The ranks of one instance, checked: every flat rank exactly once, all of one shape.
+Result<Instance> instance_of(const std::vector<RankRecord>& records) {
+  Instance instance;
+  if (records.empty()) return Status(Code::not_found, "no rank is registered");
+  instance.sizes = {records[0].tp_size, records[0].pp_size};
+  instance.addresses.resize(std::size_t{instance.sizes.tp_size} * instance.sizes.pp_size);
+  for (const RankRecord& record : records) {
+    const ParallelSlice slice{record.tp_size, record.tp_rank, record.pp_size, record.pp_rank};
+    if (!validate(slice).ok() || record.tp_size != instance.sizes.tp_size ||
+        record.pp_size != instance.sizes.pp_size) {
+      return Status(Code::corrupt, "registered ranks do not fit together");
+    }
+    instance.addresses[flat_rank(slice)] = record.address;
+  }
+  for (const std::string& address : instance.addresses) {
+    if (address.empty()) return Status(Code::unavailable, "not all ranks are registered");
+  }
+  return instance;
+}
+
+}  // namespace
+
+Rendezvous::Rendezvous(RendezvousOptions options) : options_(std::move(options)) {
+  thread_ = std::thread([this] { serve(); });
+}
+
+Rendezvous::~Rendezvous() {
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+  }
+  asked_.notify_all();
+  thread_.join();
+}
+
+Result<BootstrapClient*> Rendezvous::client_of(const std::string& url) {
+  const std::lock_guard lock(mutex_);
+  if (!clients_.contains(url) && clients_.size() >= kClientsMax) {
+    return Status(Code::exhausted, "sessions name too many bootstrap services");
+  }
+  std::unique_ptr<BootstrapClient>& client = clients_[url];
+  if (client == nullptr) {
+    BootstrapClientOptions options;
+    options.url = url;
+    Result<std::unique_ptr<BootstrapClient>> opened = BootstrapClient::open(std::move(options));
+    if (!opened) return opened.status();
+    client = *std::move(opened);
+  }
+  return client.get();
+}
+
+Status Rendezvous::add_rank(RankRecord record, const std::string& fallback_url) {
+  const Result<BootstrapClient*> client =
+      client_of(options_.url.empty() ? fallback_url : options_.url);
+  if (!client) return client.status();
+  record.cluster = options_.cluster;
+  return (*client)->register_rank(record).status();
+}
+
+void Rendezvous::find(const std::string& host, std::int64_t port, Found found) {
+  const std::string name = name_of(host, port);
+  std::unique_lock lock(mutex_);
+  if (const auto known = known_.find(name); known != known_.end()) {
+    const Instance instance = known->second;
+    lock.unlock();
+    return found(instance);
+  }
+  const Time now = std::chrono::steady_clock::now();
+  queries_.push_back({name, options_.url.empty() ? "http://" + name : options_.url,
+                      std::move(found), now, now + std::chrono::milliseconds(options_.wait_ms)});
+  asked_.notify_one();
+}
+
+void Rendezvous::forget(const std::string& host, std::int64_t port) {
+  const std::lock_guard lock(mutex_);
+  known_.erase(name_of(host, port));
+}
+
+std::optional<Rendezvous::Query> Rendezvous::next(std::unique_lock<std::mutex>& lock) {
+  for (;;) {
+    if (closing_) return std::nullopt;
+    const auto first =
+        std::min_element(queries_.begin(), queries_.end(),
+                         [](const Query& a, const Query& b) { return a.ask_at < b.ask_at; });
+    if (first == queries_.end()) {
+      asked_.wait(lock);
+    } else if (first->ask_at > std::chrono::steady_clock::now()) {
+      asked_.wait_until(lock, Time(first->ask_at));
+    } else {
+      Query query = std::move(*first);
+      queries_.erase(first);
+      return query;
+    }
+  }
+}
+
+// One attempt at a time, so that an instance which never comes holds nobody else up.
+void Rendezvous::serve() {
+  std::unique_lock lock(mutex_);
+  while (std::optional<Query> query = next(lock)) {
+    Result<Instance> answer(Status(Code::not_found, "not asked yet"));
+    // Another query for the same instance may have been answered meanwhile.
+    const auto known = known_.find(query->instance);
+    if (known != known_.end()) answer = known->second;
+    lock.unlock();
+    if (!answer) answer = ask(*query);
+    const bool again = !answer &&
+                       (answer.code() == Code::not_found || answer.code() == Code::unavailable) &&
+                       std::chrono::steady_clock::now() < query->give_up_at;
+    if (!again) query->found(answer);
+    lock.lock();
+    if (answer) known_[query->instance] = *answer;
+    if (again) {
+      query->ask_at = std::chrono::steady_clock::now() + kAskAgain;
+      queries_.push_back(*std::move(query));
+    }
+  }
+}
+
+Result<Instance> Rendezvous::ask(const Query& query) {
+  const Result<BootstrapClient*> client = client_of(query.url);
+  if (!client) return client.status();
+  const Result<std::vector<RankRecord>> records =
+      (*client)->ranks(options_.cluster, query.instance);
+  if (!records) return records.status();
+  return instance_of(*records);
+}
+
+}  // namespace kvl::worker

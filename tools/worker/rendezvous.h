@@ -1,0 +1,78 @@
+// Where the ranks of other workers are: the bootstrap client behind a thread of its own, so that
+// the scheduler never waits for it.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kvl/bootstrap_client.h"
+#include "kvl/transfer_plan.h"
+
+namespace kvl::worker {
+
+// A prefill instance: its shape and its ranks' engine addresses, by flat rank.
+struct Instance {
+  ParallelSizes sizes;
+  std::vector<std::string> addresses;
+};
+
+struct RendezvousOptions {
+  // "http://host:port" of the service; "": the one at the session's bootstrap_host and
+  // bootstrap_port, as SGLang has it.
+  std::string url;
+  std::string cluster = "default";
+  std::uint32_t wait_ms = 10000;  // for an instance that is not registered yet
+};
+
+class Rendezvous {
+ public:
+  using Found = std::function<void(Result<Instance>)>;
+
+  explicit Rendezvous(RendezvousOptions options);
+  ~Rendezvous();  // unregisters
+  Rendezvous(const Rendezvous&) = delete;
+  Rendezvous& operator=(const Rendezvous&) = delete;
+
+  // Registers a rank at `url`, or at `fallback_url` where none was configured. Blocks, bounded by
+  // the client's timeout.
+  Status add_rank(RankRecord record, const std::string& fallback_url);
+  // Calls `found` from another thread, once. Answers are remembered until forget().
+  void find(const std::string& host, std::int64_t port, Found found);
+  // The instance did not answer: the next find() asks again.
+  void forget(const std::string& host, std::int64_t port);
+
+ private:
+  using Time = std::chrono::steady_clock::time_point;
+  struct Query {
+    std::string instance;
+    std::string url;
+    Found found;
+    Time ask_at, give_up_at;
+  };
+  void serve();
+  // The next query that is due, waiting for it; nothing when closing.
+  std::optional<Query> next(std::unique_lock<std::mutex>& lock);
+  Result<Instance> ask(const Query& query);
+  Result<BootstrapClient*> client_of(const std::string& url);
+
+  RendezvousOptions options_;
+  std::mutex mutex_;  // guards what follows but the thread
+  std::condition_variable asked_;
+  std::deque<Query> queries_;
+  std::map<std::string, Instance> known_;
+  std::map<std::string, std::unique_ptr<BootstrapClient>> clients_;
+  bool closing_ = false;
+  std::thread thread_;
+};
+
+}  // namespace kvl::worker
