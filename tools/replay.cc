@@ -126,7 +126,7 @@ void run(Options& options, Program& program) {
   const replay::Summary summary = replay::summarise(outcomes);
   setup.transport = (*fleet)->transports();
   setup.prefix_hit_tokens =
-      static_cast<std::uint64_t>((*fleet)->metric(true, "kvl_worker_prefix_hit_tokens_total"));
+      static_cast<std::uint64_t>((*fleet)->metric(true, "kvlane_worker_cached_tokens_total"));
   if (!options.html.empty()) {
     std::ofstream page(options.html);
     page << replay::to_html(summary, setup, outcomes);
