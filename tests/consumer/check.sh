@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the build tree KVL_BUILD into a folder of its own and uses it as a stranger would.
-#   check.sh install | cmake | pkg_config | worker
+#   check.sh install | cmake | pkg_config | readme | worker
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -24,6 +24,13 @@ configure_and_build() {
     -DCMAKE_FIND_PACKAGE_NO_PACKAGE_REGISTRY=ON >"$build.log" 2>&1 ||
     { cat "$build.log"; fail "cmake -S $1"; }
   cmake --build "$build" || fail "cmake --build $1"
+}
+
+# compile SOURCE PROGRAM: one line, flags from pkg-config.
+compile() {
+  local flags
+  read -ra flags <<<"$(PKG_CONFIG_PATH=$prefix/$KVL_LIBDIR/pkgconfig pkg-config --cflags --libs kvlane)"
+  "$KVL_CXX" -std=c++20 -Wall -Werror "$1" "${flags[@]}" -o "$2"
 }
 
 check_install() {
@@ -53,22 +60,27 @@ check_cmake() {
 }
 
 check_pkg_config() {
-  export PKG_CONFIG_PATH=$prefix/$KVL_LIBDIR/pkgconfig
-  local flags
-  read -ra flags <<<"$(pkg-config --cflags --libs kvlane)"
-  "$KVL_CXX" -std=c++20 "$here/project/move_page.cc" "${flags[@]}" -o "$work/move_page"
+  compile "$here/project/move_page.cc" "$work/move_page"
   "$work/move_page" "${transports[@]}"
-  pkg-config --static --libs kvlane >/dev/null
+}
+
+# The README's example is the first thing that a reader tries.
+check_readme() {
+  sed -n '/^```cpp$/,/^```$/p' "$root/README.md" | sed '/^```/d' >"$work/readme.cc"
+  compile "$work/readme.cc" "$work/readme"
+  "$work/readme"
 }
 
 # The reference engine is a user, too: its folder alone, against the install.
 check_worker() {
-  rm -rf "$work/worker-source"
-  cp -r "$root/tools/worker" "$work/worker-source"
-  configure_and_build "$work/worker-source"
+  rm -rf "$work/alone"
+  mkdir "$work/alone"
+  cp -r "$root/tools/worker" "$work/alone/worker"
+  configure_and_build "$work/alone/worker"
+  "$work/worker/kvlane-worker" --help
 }
 
 case "${1:-}" in
-  install | cmake | pkg_config | worker) "check_$1" ;;
+  install | cmake | pkg_config | readme | worker) "check_$1" ;;
   *) fail "no check is called '${1:-}'" ;;
 esac
