@@ -69,7 +69,10 @@ Status TcpLink::check(const Batch& batch, std::uint64_t& total_bytes) const {
     }
   }
   total_bytes = 0;
-  if (batch.ops.empty()) return {};
+  if (batch.ops.empty()) {
+    if (batch.begin == 0 && batch.end == 0) return {};
+    return {Code::invalid_argument, "batch begins or ends outside of its ops"};
+  }
   constexpr Status kBad{Code::invalid_argument, "op outside of its local memory"};
   const PageOp& last = batch.ops.back();
   const std::uint64_t end = batch.end != 0 ? batch.end : last.total_bytes();
