@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -82,6 +83,10 @@ struct Metrics {
   Counter crc_runs, crc_mismatches;
   Counter bad_messages, stale_messages, early_kept, early_dropped;
   Counter peers_ready, peers_refused;
+
+  std::atomic<std::uint64_t> rooms{0};  // that hold pages now
+
+  void visit(MetricVisitor& visitor) const;
 };
 
 class Core {
@@ -108,13 +113,14 @@ class Core {
   void send(PeerHandle handle, const Message& message);
   void flush_outboxes();
   void on_up(const EngineEvent& event);
-  // What must happen before the peer's rooms are told.
-  void on_down(const EngineEvent& event);
+  // False: late proof about an earlier life of the peer; the present one goes on.
+  bool on_down(const EngineEvent& event);
   // True: the peer has just become ready (or refused: then its refusal says so).
   bool on_hello(Peer& peer, const Hello& hello);
   bool on_verdict(Peer& peer, const Verdict& verdict);
   bool refuse(Peer& peer, Code code, std::string why);
   std::unordered_map<std::uint64_t, Peer> peers;
+  std::size_t unsent = 0;  // messages in outboxes
 
   // --- transfers
   // A segment to fill and start(); its slot is the name.

@@ -39,7 +39,8 @@ class DecodeRooms {
 
   void on_peer_ready(Peer& peer);
   void on_peer_refused(const Peer& peer);
-  void on_peer_down(PeerHandle peer, std::uint64_t epoch, bool fenced);
+  // `now`: it is down, and not only an earlier life of it.
+  void on_peer_down(PeerHandle peer, std::uint64_t epoch, bool fenced, bool now);
   void expire(std::uint64_t room);
 
   // As PrefillRooms::reap.

@@ -44,7 +44,7 @@ class Endpoint final : public HandoffEndpoint {
   std::int64_t wait_ms(std::int64_t most_ms) const override;
   std::size_t poll(std::span<HandoffEvent> events) override;
   std::size_t open_rooms() const override { return prefill_.size() + decode_.size(); }
-  void visit_metrics(MetricVisitor& visitor) const override;
+  void visit_metrics(MetricVisitor& visitor) const override { core_.metrics.visit(visitor); }
 
  private:
   Status after(Status status) {
@@ -54,6 +54,7 @@ class Endpoint final : public HandoffEndpoint {
   void reap() {
     prefill_.reap();
     decode_.reap();
+    core_.metrics.rooms.store(open_rooms(), std::memory_order_relaxed);
   }
   void end_segment(std::uint64_t segment_id, Code code, Physical physical);
   bool on_transfer(const EngineEvent& event);
@@ -82,20 +83,21 @@ bool Endpoint::on_event(const EngineEvent& event) {
       break;
     case EngineEvent::Kind::peer_up: {
       const Peer* const known = core_.find_peer(event.peer);
-      if (known != nullptr && known->epoch < event.epoch) {
+      if (known != nullptr && known->epoch != 0 && known->epoch < event.epoch) {
         // A later life of the peer: nothing of the earlier one is left.
         prefill_.on_peer_down(event.peer, known->epoch, true);
-        decode_.on_peer_down(event.peer, known->epoch, true);
+        decode_.on_peer_down(event.peer, known->epoch, true, false);
       }
       core_.on_up(event);
       if (Peer* const peer = core_.find_peer(event.peer); peer->ready()) tell_rooms(*peer);
       break;
     }
-    case EngineEvent::Kind::peer_down:
-      core_.on_down(event);
+    case EngineEvent::Kind::peer_down: {
+      const bool now = core_.on_down(event);
       prefill_.on_peer_down(event.peer, event.epoch, event.fenced);
-      decode_.on_peer_down(event.peer, event.epoch, event.fenced);
+      decode_.on_peer_down(event.peer, event.epoch, event.fenced, now);
       break;
+    }
   }
   reap();
   return consumed;
@@ -284,59 +286,6 @@ std::size_t Endpoint::poll(std::span<HandoffEvent> events) {
     core_.events.pop_front();
   }
   return count;
-}
-
-void Endpoint::visit_metrics(MetricVisitor& visitor) const {
-  const auto number = [](const Counter& counter) { return static_cast<double>(counter.value()); };
-  for (const HandoffSide side : {HandoffSide::prefill, HandoffSide::decode}) {
-    const Metrics::Side& m = core_.metrics.sides[static_cast<std::size_t>(side)];
-    const MetricLabels labels{{"side", std::string(to_string(side))}};
-    visitor.counter("kvlane_handoffs_opened_total", "Handoffs opened", labels, number(m.opened));
-    MetricLabels ended = labels;
-    ended.emplace_back("outcome", "");
-    const auto outcome = [&](std::string_view name, const Counter& counter) {
-      ended.back().second = std::string(name);
-      visitor.counter("kvlane_handoffs_ended_total", "Handoffs ended, by outcome", ended,
-                      number(counter));
-    };
-    outcome("committed", m.committed);
-    for (std::size_t code = 1; code < Metrics::kCodes; ++code) {
-      if (m.failed[code].value() > 0)
-        outcome(kvl::to_string(static_cast<Code>(code)), m.failed[code]);
-    }
-    visitor.counter("kvlane_handoff_pages_unsafe_total",
-                    "Handoffs that failed before their pages were proven quiet", labels,
-                    number(m.unsafe));
-    visitor.counter("kvlane_handoff_pages_released_total",
-                    "… and whose pages were proven quiet later", labels, number(m.released));
-    visitor.counter("kvlane_handoff_bytes_total", "KV bytes moved by handoffs", labels,
-                    number(m.bytes));
-    visitor.counter("kvlane_handoff_segments_total", "Segments moved by handoffs", labels,
-                    number(m.segments));
-    visitor.counter("kvlane_handoff_seconds_sum", "Time from open to commit, summed", labels,
-                    number(m.elapsed_us) * 1e-6);
-    visitor.counter("kvlane_handoff_seconds_count", "Handoffs in the sum", labels,
-                    number(m.committed));
-  }
-  const Metrics& m = core_.metrics;
-  visitor.counter("kvlane_handoff_crc_runs_total", "Runs whose CRC-32C was computed", {},
-                  number(m.crc_runs));
-  visitor.counter("kvlane_handoff_crc_mismatches_total", "Segments that failed their checksum", {},
-                  number(m.crc_mismatches));
-  visitor.counter("kvlane_handoff_messages_bad_total", "Messages refused as malformed or misplaced",
-                  {}, number(m.bad_messages));
-  visitor.counter("kvlane_handoff_messages_stale_total", "Messages for handoffs that have ended",
-                  {}, number(m.stale_messages));
-  visitor.counter("kvlane_handoff_early_kept_total", "Messages kept for rooms not open yet", {},
-                  number(m.early_kept));
-  visitor.counter("kvlane_handoff_early_dropped_total", "Messages for rooms not open yet, dropped",
-                  {}, number(m.early_dropped));
-  visitor.counter("kvlane_handoff_peers_ready_total", "Greetings that succeeded", {},
-                  number(m.peers_ready));
-  visitor.counter("kvlane_handoff_peers_refused_total", "Greetings that were refused", {},
-                  number(m.peers_refused));
-  visitor.gauge("kvlane_handoff_rooms", "Handoffs that hold pages", {},
-                static_cast<double>(open_rooms()));
 }
 
 Status check_rank(const HandoffRank& rank, const HandoffConfig& config, std::string& why) {

@@ -33,19 +33,23 @@ void Core::send_bytes(Peer& peer, std::vector<std::byte> bytes) {
   if (peer.outbox.size() >= kOutboxMax) {
     log(LogLevel::warning, "handoff.outbox_full", {{"peer", peer.handle.value}});
     (void)engine.disconnect(peer.handle);
+    unsent -= peer.outbox.size();
     peer.outbox.clear();
     peer.refusal_code = Code::exhausted;
     peer.refusal = "its messages could not be sent";
     return;
   }
   peer.outbox.push_back(std::move(bytes));
+  ++unsent;
 }
 
 void Core::flush_outboxes() {
+  if (unsent == 0) return;
   for (auto& [value, peer] : peers) {
     while (!peer.outbox.empty()) {
       if (engine.send(peer.handle, peer.outbox.front()).code() == Code::exhausted) break;
       peer.outbox.pop_front();
+      --unsent;
     }
   }
 }
@@ -70,17 +74,19 @@ void Core::on_up(const EngineEvent& event) {
   }
 }
 
-void Core::on_down(const EngineEvent& event) {
+bool Core::on_down(const EngineEvent& event) {
   Peer* const peer = find_peer(event.peer);
-  // Late proof about an earlier life of the peer says nothing about this one.
-  if (peer == nullptr || (peer->up && event.epoch < peer->epoch)) return;
+  if (peer != nullptr && peer->up && event.epoch < peer->epoch) return false;
   forget_early(event.peer);
+  if (peer == nullptr) return true;
   peer->up = peer->approved = peer->verdict_due = false;
   peer->remote.reset();  // segments in flight hold what they use
   peer->refusal.clear();
+  unsent -= peer->outbox.size();
   peer->outbox.clear();
   // Fenced: nothing of ours that could still be on its way matters to it any more.
   if (event.fenced) peers.erase(event.peer.value);
+  return true;
 }
 
 Status Core::check(const Hello& hello, std::shared_ptr<const RemoteRank>& remote,

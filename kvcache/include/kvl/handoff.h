@@ -215,6 +215,7 @@ class HandoffEndpoint {
 
   // Handoffs that still hold pages: open ones and ended ones whose pages are not released.
   virtual std::size_t open_rooms() const = 0;
+  // Any thread.
   virtual void visit_metrics(MetricVisitor& visitor) const = 0;
 };
 

@@ -90,15 +90,22 @@ void FakeWorld::inject(std::size_t from, std::size_t to, std::vector<std::byte> 
 }
 
 void FakeWorld::connect(std::size_t a, std::size_t b) {
-  if (linked(a, b)) return;
-  for (const auto& [from, to] : {std::pair{a, b}, std::pair{b, a}}) {
-    ways_[{from, to}].up = true;
-    EngineEvent event;
-    event.kind = EngineEvent::Kind::peer_up;
-    event.peer = handle(to);
-    event.epoch = engines_[to]->epoch_;
-    engines_[from]->events_.push_back(event);
-  }
+  connect_half(a, b);
+  connect_half(b, a);
+}
+
+void FakeWorld::connect_half(std::size_t first, std::size_t second) {
+  if (linked(first, second)) return;
+  ways_[{first, second}].up = true;
+  up_event(first, second);
+}
+
+void FakeWorld::up_event(std::size_t at, std::size_t of) {
+  EngineEvent event;
+  event.kind = EngineEvent::Kind::peer_up;
+  event.peer = handle(of);
+  event.epoch = engines_[of]->epoch_;
+  engines_[at]->events_.push_back(event);
 }
 
 void FakeWorld::down_event(std::size_t at, std::size_t of, bool fenced) {

@@ -72,6 +72,11 @@ class FakeWorld {
   static PeerHandle handle(std::size_t to) { return {to + 1}; }
 
   void connect(std::size_t a, std::size_t b);
+  // `first` sees the peer up and may send; `second` hears it before its own peer_up, which comes
+  // with connect().
+  void connect_half(std::size_t first, std::size_t second);
+  // The process starts again on the same address (its links must be cut): a later epoch.
+  void restart(std::size_t index) { ++engines_[index]->epoch_; }
   // Both sides see peer_down. Not fenced: writes in flight may still land, until fence().
   void break_link(std::size_t a, std::size_t b, bool fenced);
   // The process is gone: nobody hears from it again. The test must stop driving its endpoint.
@@ -130,6 +135,7 @@ class FakeWorld {
   void progress(std::size_t flight);
   bool deliver(std::size_t from, std::size_t to);
   void cut(std::size_t a, std::size_t b, bool fenced);
+  void up_event(std::size_t at, std::size_t of);
   void down_event(std::size_t at, std::size_t of, bool fenced);
   std::byte* address(MemoryHandle handle, std::uint64_t offset, std::uint64_t bytes) const;
 

@@ -1,0 +1,151 @@
+// Decode: segments that prefill has delivered (push) or made readable (pull), read and checked.
+#include <algorithm>
+#include <utility>
+
+#include "kvcache/handoff/decode.h"
+
+namespace kvl::handoff {
+
+Status DecodeRooms::check_segment(const Room& room, const Source& source,
+                                  const SegmentMessage& segment) const {
+  if (source.stage != Source::Stage::offered || segment.seq != source.seq ||
+      segment.readable != (room.open.mode == HandoffMode::pull) ||
+      segment.token_end > room.open.tokens || intersect(segment.layers, span_) != segment.layers) {
+    return {Code::corrupt, "a segment that does not fit the room"};
+  }
+  for (std::uint32_t l = segment.layers.first; l < segment.layers.end(); ++l) {
+    const std::uint32_t i = l - span_.first;
+    if (!source.gives[i] || source.announced[i] != segment.token_begin) {
+      return {Code::corrupt, "a segment of the wrong layers or tokens"};
+    }
+  }
+  return {};
+}
+
+Status DecodeRooms::take_pages(Source& source, const SegmentMessage& segment) {
+  if (segment.pages.empty()) return {};
+  if (segment.pages.size() != source.pages.size()) {
+    return {Code::corrupt, "source pages do not match the layout's groups"};
+  }
+  std::size_t total = 0;
+  for (std::size_t g = 0; g < source.pages.size(); ++g) {
+    auto& known = source.pages[g];
+    const SegmentMessage::Pages& more = segment.pages[g];
+    total += known.size() + more.ids.size();
+    if (more.first != known.size() || total > kRoomPagesMax) {
+      return {Code::corrupt, "source pages do not continue those before"};
+    }
+    known.insert(known.end(), more.ids.begin(), more.ids.end());
+  }
+  return {};
+}
+
+Status DecodeRooms::plan(const Room& room, const Source& source, const SegmentMessage& segment,
+                         TransferPlan& plan) const {
+  std::vector<GroupPages> groups(source.pages.size());
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    const HandoffPages& mine = room.open.pages[g];
+    groups[g] = {source.pages[g], mine.ids, 0, mine.first_token};
+  }
+  PlanRequest request;
+  request.groups = groups;
+  request.skip_tokens = segment.token_begin;
+  request.tokens = segment.token_end;
+  request.layers = segment.layers;
+  request.by_layer = false;
+  request.swap_sides = true;
+  request.ops_max = kSegmentOpsMax;  // as prefill planned it
+  return plan_transfer(source.remote->layout, core_.rank.layout, request, plan);
+}
+
+Status DecodeRooms::verify(const Room& room, const Source& source, const SegmentMessage& segment,
+                           const TransferPlan& plan) {
+  if (source.crc.mode == CrcMode::off) return {};
+  const std::vector<std::uint32_t> here =
+      checksums(plan.ops, core_.rank.regions, source.crc, room.open.room, segment.seq);
+  core_.metrics.crc_runs.add(here.size());
+  if (here == segment.crcs) return {};
+  core_.metrics.crc_mismatches.add();
+  return {Code::corrupt, "checksum of the pages does not match prefill's"};
+}
+
+void DecodeRooms::on_segment(Peer& peer, const Message& message, const SegmentMessage& segment) {
+  const auto [room, source] = find_source(peer, message);
+  if (room == nullptr) return;
+  Status status = check_segment(*room, *source, segment);
+  if (status.ok()) status = take_pages(*source, segment);
+  if (!status.ok()) return fail(*room, status.code(), status.context());
+  ++source->seq;
+  for (std::uint32_t l = segment.layers.first; l < segment.layers.end(); ++l) {
+    source->announced[l - span_.first] = segment.token_end;
+  }
+  if (room->state < DecodeState::moving) advance(room->state, DecodeState::moving);
+  if (segment.readable) {
+    status = read(*room, *source, segment);
+    if (!status.ok()) fail(*room, status.code(), status.to_string());
+    return;
+  }
+  if (source->crc.mode != CrcMode::off) {
+    status = plan(*room, *source, segment, scratch_);
+    if (status.ok()) status = verify(*room, *source, segment, scratch_);
+    if (!status.ok()) return fail(*room, status.code(), status.context());
+  }
+  arrive(*room, *source, segment);
+}
+
+Status DecodeRooms::read(Room& room, Source& source, const SegmentMessage& message) {
+  const auto [id, segment] = core_.new_segment();
+  Status status = plan(room, source, message, segment->plan);
+  if (status.ok()) {
+    segment->side = HandoffSide::decode;
+    segment->room = room.open.room;
+    segment->nonce = room.nonce;
+    segment->peer = source.peer;
+    segment->deadline_ns = room.deadline_ns;
+    segment->remote = source.remote;
+    segment->message = message;
+    segment->message.bytes = segment->plan.bytes;
+    status = core_.start(id, Direction::read);
+  }
+  if (!status.ok()) {
+    core_.segments.erase(id);
+    return status;
+  }
+  source.reading.push_back(id);
+  return {};
+}
+
+void DecodeRooms::on_transfer(const Segment& segment, std::uint64_t segment_id, Code code,
+                              Physical physical) {
+  const auto found = rooms_.find(segment.room);
+  if (found == rooms_.end() || found->second.nonce != segment.nonce) return;
+  Room& room = found->second;
+  const auto source = std::ranges::find(room.sources, segment.peer, &Source::peer);
+  if (source == room.sources.end() || std::erase(source->reading, segment_id) == 0) return;
+  if (physical == Physical::quarantined) {
+    source->own_unproven = true;
+    core_.note_unproven(room.open.room);
+  }
+  if (ended(room.state)) return settle(room);
+  if (code != Code::ok) {
+    return fail(room, code, "a read from prefill failed: " + std::string(kvl::to_string(code)));
+  }
+  if (const Status status = verify(room, *source, segment.message, segment.plan); !status.ok()) {
+    return fail(room, status.code(), status.context());
+  }
+  arrive(room, *source, segment.message);
+}
+
+// The bytes of a segment are here and checked.
+void DecodeRooms::arrive(Room& room, Source& source, const SegmentMessage& segment) {
+  room.bytes += segment.bytes;
+  core_.metrics.sides[1].bytes.add(segment.bytes);
+  core_.metrics.sides[1].segments.add();
+  for (std::uint32_t l = segment.layers.first; l < segment.layers.end(); ++l) {
+    source.arrived[l - span_.first] += segment.token_end - segment.token_begin;
+  }
+  tell_layers(room, segment.layers);
+  check_complete(room);
+}
+
+}  // namespace kvl::handoff
