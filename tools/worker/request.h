@@ -34,6 +34,7 @@ struct OutputToken {
   std::int32_t token = 0;
   float logprob = 0.0F;
   std::uint64_t digest = 0;
+  friend bool operator==(const OutputToken&, const OutputToken&) = default;
 };
 
 // Known when a request ends. Times in nanoseconds.
