@@ -45,6 +45,8 @@ Result<std::unique_ptr<SharedBuffer>> SharedBuffer::open(std::uint64_t bytes, co
     ::close(fd);
     return Status{Code::exhausted, "map shared buffer; less memory is free than asked", error};
   }
+  // Fewer TLB misses where /sys/kernel/mm/transparent_hugepage/shmem_enabled is advise.
+  ::madvise(data, bytes, MADV_HUGEPAGE);
   return std::unique_ptr<SharedBuffer>(new SharedBuffer(static_cast<std::byte*>(data), bytes, fd));
 }
 

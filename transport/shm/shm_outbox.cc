@@ -42,6 +42,7 @@ Result<Mapping> map_sealed(int fd, std::uint64_t offset, std::uint64_t bytes, bo
   void* const data = ::mmap(nullptr, bytes, protection, MAP_SHARED, fd, static_cast<off_t>(offset));
   if (data == MAP_FAILED) return Status{Code::exhausted, "map the peer's memory", errno};
   ::madvise(data, bytes, MADV_DONTFORK);  // a child of ours has no business with it
+  ::madvise(data, bytes, MADV_HUGEPAGE);  // helps where shmem_enabled is advise
   return Mapping(static_cast<std::byte*>(data), bytes);
 }
 

@@ -296,8 +296,7 @@ TEST(ShmHostile, RandomMessages) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));
   std::mt19937_64 random(seed);
-  const ExpectLog corrupt("shm.peer_corrupt");
-  const ExpectLog denied("shm.cross_memory_denied");
+  const ExpectLog any("shm.");  // all of the warnings may come
   for (int round = 0; round < 200; ++round) {
     Host victim;
     Rogue rogue(victim);
