@@ -29,7 +29,7 @@ constexpr std::int64_t kEndMs = 2000;
 void catch_interrupts() {
   struct sigaction action {};
   action.sa_handler = [](int) { interrupt_seen.store(true); };
-  action.sa_flags = SA_RESETHAND;  // a second Ctrl-C ends at once
+  action.sa_flags = static_cast<int>(SA_RESETHAND);  // a second Ctrl-C ends at once
   ::sigaction(SIGINT, &action, nullptr);
   ::sigaction(SIGTERM, &action, nullptr);
 }
