@@ -201,7 +201,7 @@ TEST(TcpHostile, FuzzedFramesHarmNobody) {
   host.add(memory_of(fence, Access::remote_read));
   for (int round = 0; round < 60; ++round) {
     FakePeer peer(host);
-    for (int i = 0; i < 40; ++i) {
+    for (std::uint64_t i = 0; i < 40; ++i) {
       std::vector<WireRun> runs(random() % 5);
       std::uint64_t total = 0;
       for (WireRun& run : runs) {
