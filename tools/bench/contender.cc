@@ -200,7 +200,8 @@ Result<std::unique_ptr<Contender>> make_process_vm_contender(TestBed& bed, const
 
 Result<std::unique_ptr<Contender>> make_socket_contender(TestBed& bed, const LoadShape& shape,
                                                          const RawSocketOptions& options,
-                                                         const std::string& host) {
+                                                         const std::string& host,
+                                                         std::string* congestion) {
   const WorkloadSpec& spec = bed.workload().spec();
   if (spec.local_stride % spec.page_bytes != 0 || spec.remote_stride % spec.page_bytes != 0 ||
       spec.gap_bytes % spec.page_bytes != 0) {
@@ -219,6 +220,7 @@ Result<std::unique_ptr<Contender>> make_socket_contender(TestBed& bed, const Loa
   auto client = RawSocketClient::open(options, bed.local().subspan(kArenaEdgeBytes), host,
                                       static_cast<std::uint16_t>(answer->number("port")));
   if (!client.ok()) return client.status();
+  if (congestion != nullptr) *congestion = (*client)->congestion();
   std::unique_ptr<Contender> contender =
       std::make_unique<SocketContender>(bed, shape, std::move(*client));
   return contender;

@@ -49,10 +49,12 @@ Result<std::unique_ptr<Contender>> make_memcpy_contender(TestBed& bed, const Loa
 // unsupported: the target did not tell its address.
 Result<std::unique_ptr<Contender>> make_process_vm_contender(TestBed& bed, const LoadShape& shape);
 // The same connections, threads, congestion control, buffers and pages. unsupported: strides that
-// are no multiple of the page size. `host` is numeric.
+// are no multiple of the page size. `host` is numeric. `congestion` (optional) receives the control
+// that is really in force.
 Result<std::unique_ptr<Contender>> make_socket_contender(TestBed& bed, const LoadShape& shape,
                                                          const RawSocketOptions& options,
-                                                         const std::string& host);
+                                                         const std::string& host,
+                                                         std::string* congestion = nullptr);
 
 struct RoundPlan {
   double seconds = 2;  // of the first contender, all rounds together

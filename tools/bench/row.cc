@@ -218,9 +218,11 @@ Status measure_bed(const Bench& bench, TestBed& bed, const Settings& settings, D
     }
   };
   const RawSocketOptions raw = raw_options_for(settings);
-  std::string congestion = raw.congestion.empty() ? system_congestion() : raw.congestion;
+  // The engine's lanes resolve the setting as the raw sockets do; those can be asked.
+  std::string congestion = raw.congestion;
+  if (congestion.empty() || congestion == "system") congestion = system_congestion();
   if (options.baseline("socket")) {
-    add(make_socket_contender(bed, shape, raw, host_of(peer->address)), "socket");
+    add(make_socket_contender(bed, shape, raw, host_of(peer->address), &congestion), "socket");
   }
   if (options.baseline("memcpy")) {
     add(make_memcpy_contender(bed, shape, options.foreign), "memcpy");
