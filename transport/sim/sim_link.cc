@@ -277,6 +277,7 @@ std::size_t SimLink::poll(std::span<Event> events) {
 }
 
 bool SimLink::arm() {
+  if (!world_.alive(port_)) return true;
   bool pending = !events_.empty();
   batches_.for_each([&](std::uint64_t, const BatchState& state) {
     pending = pending || (peer_of(state.batch.peer)->up && can_send(state));
@@ -286,6 +287,7 @@ bool SimLink::arm() {
 
 std::int64_t SimLink::next_timer_ns() const {
   std::int64_t at_ns = INT64_MAX;
+  if (!world_.alive(port_)) return at_ns;
   peers_.for_each([&](std::uint64_t, const Peer& peer) {
     if (!peer.up) at_ns = std::min(at_ns, peer.deadline_ns);
   });

@@ -1,0 +1,60 @@
+// Runs checks, and knows where one cannot apply.
+#include "tests/transport/conformance/check.h"
+
+#include "tests/support/log_guard.h"
+#include "tests/transport/conformance/alloc_count.h"
+
+namespace kvl::conformance {
+namespace {
+
+// Everything that is not tested somewhere stands here, with its reason. "*": every check.
+struct Exception {
+  std::string_view transport, check, reason;
+};
+constexpr Exception kExceptions[] = {
+    {"sim", "post_and_poll_do_not_allocate", "its packets and its wires live in this process"},
+    {"sim", "arrivals_wake_sleepers", "virtual time: nobody sleeps, wait_fd() is -1"},
+    {"sim", "idle_peer_death_is_noticed", "like an idle RC peer: the engine's heartbeat notices"},
+    {"sim", "device_memory", "simulates a NIC of host memory"},
+    {"sim", "registration_beside_polls", "one thread drives the whole world"},
+};
+
+}  // namespace
+
+std::vector<Check> all_checks() {
+  std::vector<Check> all;
+  for (const auto part : {batch_checks, lifetime_checks, note_checks, peer_checks, memory_checks}) {
+    for (Check& check : part()) all.push_back(std::move(check));
+  }
+  return all;
+}
+
+std::string run_check(const Check& check, const Variant& variant, std::uint64_t seed) {
+  // Links may say aloud that a peer died or sent nonsense: that is what is done to them here.
+  const test::ExpectLog expected("");
+  try {
+    Harness harness(variant, seed);
+    check.run(harness);
+    harness.finish();
+    return "";
+  } catch (const Broken& broken) {
+    return broken.why;
+  }
+}
+
+std::string not_applicable(const Check& check, const Variant& variant) {
+  if (variant.transport == "sim" && variant.mode != Mode::one_thread) {
+    return "one thread drives the whole simulated world";
+  }
+  for (const Exception& exception : kExceptions) {
+    if (exception.transport == variant.transport && exception.check == check.name) {
+      return std::string(exception.reason);
+    }
+  }
+  if (check.name == "post_and_poll_do_not_allocate" && !kCountsAllocations) {
+    return "operator new belongs to the sanitizer in this build";
+  }
+  return "";
+}
+
+}  // namespace kvl::conformance
