@@ -38,6 +38,7 @@ TEST(Relay, BodyBytesReachBothWorkersUntouched) {
       "{ \"unknown\" : 1.000 ,\"text\":\"a\\u0041 \xc3\xa9\", \"max_tokens\":5e0,\n\t\"rid\":\"x\" "
       "} \n";
   ASSERT_EQ(client.post("/generate", body, "X-Thing: kept\r\nTE: dropped\r\n").status, 200);
+  ASSERT_TRUE(prefill.wait_requests(1));
   const std::size_t brace = body.rfind('}');
   for (StubWorker* worker : {&prefill, &decode}) {
     const auto requests = worker->requests("/generate");
@@ -96,7 +97,10 @@ TEST(Relay, ConnectionsAreUsedAgainOnBothSides) {
   StubWorker prefill, decode(StubWorker::answer_name("d"));
   const RunningRouter router(pd_options({&prefill}, {&decode}));
   TestClient client(router.port());
-  for (int i = 0; i < 50; ++i) ASSERT_EQ(client.post("/generate", R"({"text":"a"})").status, 200);
+  for (int i = 0; i < 50; ++i) {
+    ASSERT_EQ(client.post("/generate", R"({"text":"a"})").status, 200);
+    ASSERT_TRUE(router.wait_idle());
+  }
   EXPECT_EQ(prefill.connections(), 1);
   EXPECT_EQ(decode.connections(), 1);
   EXPECT_EQ(router.metric("kvlane_router_connections_total"), 1);

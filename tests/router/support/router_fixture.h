@@ -61,6 +61,24 @@ class RunningRouter {
     }
     return true;
   }
+  // True once no worker has a request in flight, within kPatience: prefill's answer is read to its
+  // end after the client has decode's.
+  bool wait_idle() const {
+    const auto end = std::chrono::steady_clock::now() + kPatience;
+    while (true) {
+      PrometheusText text;
+      router_->visit_metrics(text);
+      const std::string all = text.text();
+      bool idle = true;
+      constexpr std::string_view kName = "\nkvlane_router_worker_in_flight{";
+      for (std::size_t at = 0; (at = all.find(kName, at)) != std::string::npos; ++at) {
+        idle = idle && all.compare(all.find("} ", at), 4, "} 0\n") == 0;
+      }
+      if (idle) return true;
+      if (std::chrono::steady_clock::now() > end) return false;
+      std::this_thread::yield();
+    }
+  }
 
  private:
   std::unique_ptr<Router> router_;
