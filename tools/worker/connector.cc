@@ -164,7 +164,12 @@ void Connector::on_engine_event(Port& port, EngineEvent& event) {
     for (auto& [name, dialed] : port.dialed) {
       if (!(dialed.peer == event.peer)) continue;
       address = name;
-      dialed.down_since_ns = event.kind == Kind::peer_down ? clock_.now_ns() : 0;
+      dialed.up = event.kind == Kind::peer_up;
+      dialed.down_since_ns = dialed.up ? 0 : clock_.now_ns();
+      if (dialed.up) {
+        for (const auto& bytes : dialed.unsent) (void)port.engine->send(dialed.peer, bytes);
+      }
+      dialed.unsent.clear();
     }
     if (event.kind == Kind::peer_down && port.rank == 0) {
       sink_(PeerLost{event.peer, std::move(address), event.code});

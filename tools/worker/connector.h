@@ -65,6 +65,8 @@ class Connector {
     struct Dialed {
       PeerHandle peer;
       std::int64_t down_since_ns = 0;  // 0: up, or being dialed for the first time
+      bool up = false;
+      std::vector<std::vector<std::byte>> unsent;  // until it is up
     };
     std::map<std::string, Dialed, std::less<>> dialed;
   };

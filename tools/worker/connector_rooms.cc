@@ -5,6 +5,11 @@
 #include "worker/connector.h"
 
 namespace kvl::worker {
+namespace {
+
+constexpr std::size_t kUnsentMax = 1024;  // messages to a peer that is being dialed
+
+}  // namespace
 
 void Connector::refuse(const Port& port, HandoffSide side, std::uint64_t room,
                        const Status& status) {
@@ -85,6 +90,11 @@ void Connector::handle(Port& port, const SendMessage& command) {
       return;
     }
     peer = *dialed;
+    Port::Dialed& entry = port.dialed.find(command.address)->second;
+    if (!entry.up) {
+      if (entry.unsent.size() < kUnsentMax) entry.unsent.push_back(command.bytes);
+      return;
+    }
   }
   // A message that cannot go now is sent again by the scheduler's timer.
   (void)port.engine->send(peer, command.bytes);
@@ -105,7 +115,7 @@ Result<PeerHandle> Connector::peer_at(Port& port, const std::string& address) {
   const auto known = port.dialed.find(address);
   if (known != port.dialed.end()) return known->second.peer;
   const Result<PeerHandle> peer = port.engine->connect(address);
-  if (peer) port.dialed[address] = {*peer, 0};
+  if (peer) port.dialed[address].peer = *peer;
   return peer;
 }
 

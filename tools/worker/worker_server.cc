@@ -5,16 +5,22 @@
 #include <atomic>
 #include <boost/json/serialize.hpp>
 #include <boost/json/value.hpp>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
 #include <mutex>
 
 #include "kvl/bootstrap_server.h"
 #include "worker/front.h"
 #include "worker/http_server.h"
+#include "worker/process_host.h"
 
 namespace kvl::worker {
 namespace {
 
 namespace json = boost::json;
+
+constexpr std::chrono::seconds kRankStart{60};
 
 class Worker final : public WorkerServer {
  public:
@@ -34,7 +40,9 @@ class Worker final : public WorkerServer {
  private:
   Status open_http(std::string* error);
   Status open_rendezvous(std::string* error);
+  Status start_processes(std::string* error);
   Status open_ranks(std::string* error);
+  Status await_ranks(std::string* error);
   Status register_ranks(std::string* error);
   void make_scheduler();
   void make_front();
@@ -45,7 +53,10 @@ class Worker final : public WorkerServer {
   std::int32_t bootstrap_port_ = -1;
 
   std::mutex up_mutex_;
+  std::condition_variable up_arrived_;
   std::vector<RankUp> up_;  // by rank
+  std::uint32_t ranks_up_ = 0;
+  bool rank_lost_ = false;
 
   // In the order of opening; ~Worker ends them in the order that their threads allow.
   std::unique_ptr<HttpServer> http_;
@@ -55,6 +66,7 @@ class Worker final : public WorkerServer {
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<ThreadFabric> fabric_;
   std::vector<std::unique_ptr<RankHost>> hosts_;
+  ProcessHost* processes_ = nullptr;  // in hosts_
   std::unique_ptr<Front> front_;
 };
 
@@ -71,10 +83,13 @@ Status Worker::start(std::string* error) {
   Result<HostOptions> host = host_options(options_, error);
   if (!host) return host.status();
   host_options_ = *std::move(host);
+  up_.resize(std::size_t{options_.tp} * options_.pp);
+  if (options_.rank_processes) KVL_TRY(start_processes(error));
   KVL_TRY(open_http(error));
   KVL_TRY(open_rendezvous(error));
   make_scheduler();
-  KVL_TRY(open_ranks(error));
+  if (!options_.rank_processes) KVL_TRY(open_ranks(error));
+  KVL_TRY(await_ranks(error));
   KVL_TRY(register_ranks(error));
   std::vector<RankHost*> hosts;
   for (const std::unique_ptr<RankHost>& one : hosts_) hosts.push_back(one.get());
@@ -137,6 +152,45 @@ void Worker::make_scheduler() {
   scheduler_ = std::make_unique<Scheduler>(std::move(scheduler), rendezvous_.get());
 }
 
+// Forks: nothing before it may start a thread.
+Status Worker::start_processes(std::string* error) {
+  const OpenRank open_rank = [this](std::uint32_t rank, Collective& fabric, RankEventSink sink) {
+    std::string why;
+    const Result<Settings> settings = worker_settings(options_, &why);
+    std::unique_ptr<RankHost> opened;
+    if (settings) {
+      host_options_.settings = &*settings;
+      Result<std::unique_ptr<LocalHost>> host =
+          LocalHost::open(host_options_, {rank}, {&fabric}, std::move(sink), &why);
+      if (host) opened = *std::move(host);
+      if (!host && why.empty()) why = host.status().to_string();
+    }
+    if (opened == nullptr) std::fprintf(stderr, "kvlane worker, rank %u: %s\n", rank, why.c_str());
+    return opened;
+  };
+  Result<std::unique_ptr<ProcessHost>> host = ProcessHost::start(host_options_.sizes, open_rank);
+  if (!host) {
+    if (error != nullptr) *error = host.status().to_string();
+    return host.status();
+  }
+  processes_ = host->get();
+  hosts_.push_back(*std::move(host));
+  return {};
+}
+
+// Ranks in this process are up already; processes get a while for their weights and engines.
+Status Worker::await_ranks(std::string* error) {
+  if (processes_ != nullptr) {
+    processes_->run([this](RankEvent event) { on_event(std::move(event)); });
+  }
+  std::unique_lock lock(up_mutex_);
+  const bool up =
+      up_arrived_.wait_for(lock, kRankStart, [&] { return rank_lost_ || ranks_up_ == up_.size(); });
+  if (up && !rank_lost_) return {};
+  if (error != nullptr) *error = "a rank did not start";
+  return {Code::unavailable, "a rank did not start"};
+}
+
 Status Worker::open_ranks(std::string* error) {
   const Result<Settings> settings = worker_settings(options_, error);
   if (!settings) return settings.status();
@@ -148,7 +202,6 @@ Status Worker::open_ranks(std::string* error) {
     ranks.push_back(rank);
     ends.push_back(&fabric_->end(rank % options_.tp, rank / options_.tp));
   }
-  up_.resize(ranks.size());
   Result<std::unique_ptr<LocalHost>> host = LocalHost::open(
       host_options_, ranks, ends, [this](RankEvent event) { on_event(std::move(event)); }, error);
   host_options_.settings = nullptr;
@@ -213,10 +266,18 @@ void Worker::make_front() {
 }
 
 void Worker::on_event(RankEvent event) {
-  if (auto* const up = std::get_if<RankUp>(&event)) {
+  {
     const std::lock_guard lock(up_mutex_);
-    if (up->rank < up_.size()) up_[up->rank] = std::move(*up);
-    return;
+    if (auto* const up = std::get_if<RankUp>(&event)) {
+      if (up->rank < up_.size()) up_[up->rank] = std::move(*up);
+      ++ranks_up_;
+      up_arrived_.notify_all();
+      return;
+    }
+    if (std::holds_alternative<RankLost>(event)) {
+      rank_lost_ = true;
+      up_arrived_.notify_all();
+    }
   }
   scheduler_->on_event(std::move(event));
 }
