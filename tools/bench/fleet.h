@@ -17,8 +17,8 @@ namespace kvl::bench {
 // Raises the limit of open files as far as this user may. Returns what is allowed now.
 std::uint64_t raise_file_limit();
 
-// `count` targets in this thread, their addresses one a line on standard output. Until Ctrl-C or
-// until the peer of each has gone.
+// `count` targets in this process, their addresses one a line on standard output. Until Ctrl-C.
+// The engines have threads of their own: one that its caller drives wants to be asked each time.
 int serve_fleet(const Settings& settings, std::size_t count);
 
 // One engine connected to every target of a fleet.

@@ -38,9 +38,7 @@ int run_rows(const Bench& bench) {
 }
 
 int run_serve_fleet(const Bench& bench) {
-  Flags flags = bench.options.flags;
-  flags.emplace_back("progress", "caller");
-  const auto settings = bench.settings(flags);
+  const auto settings = bench.settings(bench.options.flags);
   return settings.ok() ? serve_fleet(*settings, bench.options.serve_fleet) : 1;
 }
 
