@@ -140,7 +140,9 @@ std::vector<PageOp> Harness::random_ops(std::uint64_t bytes, std::size_t count_m
   std::vector<PageOp> ops;
   for (std::size_t i = 0; i < count; ++i) {
     PageOp op;
-    op.count = static_cast<std::uint32_t>(1 + below(std::min<std::uint64_t>(slot / 2, 40)));
+    op.count = 1;
+    if (below(3) != 0)
+      op.count += static_cast<std::uint32_t>(below(std::min<std::uint64_t>(slot / 2, 40)));
     const std::uint64_t room = slot / op.count;  // for one piece and its gap
     op.bytes = static_cast<std::uint32_t>(1 + below(room));
     const auto stride = [&] { return op.bytes + below(room - op.bytes + 1); };
