@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 #include <sys/types.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -17,11 +18,11 @@ constexpr std::uint32_t kBodyBytesMax = 1U << 30;
 }  // namespace
 
 std::vector<std::byte> frame(Channel channel, std::span<const std::byte> body) {
-  std::vector<std::byte> bytes(kHeadBytes);
+  std::vector<std::byte> bytes(kHeadBytes + body.size());
   const auto length = static_cast<std::uint32_t>(body.size() + 1);
   std::memcpy(bytes.data(), &length, sizeof(length));
   bytes[4] = static_cast<std::byte>(channel);
-  bytes.insert(bytes.end(), body.begin(), body.end());
+  std::copy(body.begin(), body.end(), bytes.begin() + kHeadBytes);
   return bytes;
 }
 
