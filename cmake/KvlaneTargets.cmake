@@ -33,7 +33,7 @@ set(kvl_gcc12_optimised $<AND:${kvl_gcc12_optimised},$<CONFIG:Release,RelWithDeb
 add_library(kvl_flags INTERFACE)
 target_compile_options(kvl_flags INTERFACE -Wall -Wextra -Wconversion -Wshadow -Werror
   -Wno-missing-field-initializers $<$<CXX_COMPILER_ID:GNU>:-Wno-interference-size>
-  $<${kvl_gcc12_optimised}:-Wno-restrict>)
+  $<${kvl_gcc12_optimised}:-Wno-restrict;-Wno-array-bounds;-Wno-stringop-overflow>)
 target_include_directories(kvl_flags INTERFACE ${PROJECT_SOURCE_DIR})
 if(KVL_SANITIZE)
   add_compile_options(-fsanitize=${KVL_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)

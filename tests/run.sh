@@ -32,7 +32,7 @@ for step in "${steps[@]}"; do
   mkdir -p build
   # KVL_TESTS and KVL_BENCH are named: the demo may have configured this folder without them.
   if ! cmake --preset "$step" -DKVL_TESTS=ON -DKVL_BENCH=ON >"$log" 2>&1 ||
-    ! cmake --build --preset "$step" -j "$jobs" >>"$log" 2>&1; then
+    ! cmake --build --preset "$step" -j "$jobs" -- -k 0 >>"$log" 2>&1; then
     grep -E 'error|FAILED|CMake Error' "$log" | head -40
     echo "== $step: the build failed; all of it is in $log"
     failed+=("$step")
