@@ -48,6 +48,7 @@ struct ComputeJob {
     forward,  // the transformer over `batch`
     fill,     // write the content of `kv` into its pages
     verify,   // compare every byte of `kv`
+    damage,   // flip one bit of the first page of `kv` on every rank: a control for what checks
   };
   std::uint64_t id = 0;
   Kind kind = Kind::forward;

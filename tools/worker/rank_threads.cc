@@ -79,6 +79,13 @@ RankOutput RankThreads::run(Rank& rank, const ComputeJob& job) {
   }
   output.code = check(rank.place.kv, job.kv).code();
   if (output.code != Code::ok) return output;
+  if (job.kind == ComputeJob::Kind::damage) {
+    const LayoutGroup& group = rank.place.kv.group();
+    std::byte* const element =
+        rank.place.kv.at(group.layers.first, KvPart::k, job.kv.pages.front(), group.heads.first);
+    element[1] ^= std::byte{0x40};
+    return output;
+  }
   if (job.kind == ComputeJob::Kind::verify) {
     output.wrong_pages = wrong_pages(rank.place.kv, job.kv);
     return output;

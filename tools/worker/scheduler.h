@@ -49,6 +49,7 @@ struct SchedulerOptions {
   std::uint32_t chunk_tokens = 256;         // of prefill in one forward pass
   std::uint32_t chunk_bytes = 8 << 20;      // --kv-only: filled or verified in one job
   std::uint32_t prefills_max = 4;           // handed off requests that are computed side by side
+  bool damage_received = false;             // a control: see WorkerOptions
   std::size_t requests_max = 65536;         // queued and running; beyond: exhausted
 };
 

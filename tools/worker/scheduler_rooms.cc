@@ -39,12 +39,15 @@ void Scheduler::resolve(const SequencePtr& sequence) {
   const Session& session = *sequence->request.session;
   rendezvous_->find(session.host, session.port, [this, sequence](Result<Instance> found) {
     post([this, sequence, found = std::move(found)] {
-      if (sequence->state != State::resolving) return;
+      const bool ended = sequence->state != State::resolving;
       if (!found) {
-        return fail(sequence, found.status(), "the prefill worker cannot be found");
+        if (!ended) fail(sequence, found.status(), "the prefill worker cannot be found");
+        return;
       }
       sequence->source = *found;
       sequence->resolved = true;
+      // It ended before anybody could be told.
+      if (ended) return say(*sequence, RoomMessage::Kind::gone, Code::aborted);
       sequence->state = State::waiting;
       sequence->heard_ns = clock_.now_ns();
     });
@@ -144,6 +147,14 @@ void Scheduler::on_room_committed(const SequencePtr& sequence) {
   figures_.bytes_moved += figures.bytes_moved;
   figures_.pages_moved += figures.pages_moved;
   sequence->figures.exposed_ns = std::max<std::int64_t>(0, wall_clock_ns() - first->wall_ns);
+  if (options_.damage_received) {
+    ComputeJob job;
+    job.kind = ComputeJob::Kind::damage;
+    job.kv.content = {1, {0}};
+    job.kv.pages = sequence->hold.pages;
+    job.kv.end_token = 1;
+    send(std::move(job));  // ranks take jobs in order; id 0: nobody waits for it
+  }
   cache_.publish(sequence->hold, sequence->chain);
   sequence->computed = options_.kv_only ? 0 : sequence->prompt_tokens;
   sequence->state = options_.kv_only ? State::verifying : State::decoding;
@@ -186,10 +197,9 @@ void Scheduler::on_message_to_prefill(PeerHandle peer, const RoomMessage& messag
   sequence->heard_ns = clock_.now_ns();
   sequence->peer = peer;
   if (message.kind == Kind::gone) {
-    if (sequence->ranks_open == 0) {
-      fail(sequence, {Code::aborted, "the decode worker gave up"});
-    }
-    return;
+    // Also where the handoff is open: decode may have failed before it opened its side.
+    const Code code = message.code == Code::ok ? Code::aborted : message.code;
+    return fail(sequence, {code, "the decode worker gave up"});
   }
   sequence->offered = sequence->offered || message.kind == Kind::offer;
   answer(sequence->room_open ? Kind::start : Kind::queued, Code::ok);

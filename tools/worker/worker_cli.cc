@@ -79,6 +79,8 @@ void add_place(CLI::App& command, WorkerOptions& options) {
                   "of a handoff, and of silence from the other worker")
       ->check(CLI::Range(1, 86'400'000))
       ->capture_default_str();
+  command.add_flag("--damage-received", options.damage_received,
+                   "a control: flip one bit of every handoff received; checks must notice");
   command.add_flag("--rank-processes", options.rank_processes,
                    "each rank in a process of its own instead of a thread");
 }

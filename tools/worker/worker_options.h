@@ -40,9 +40,11 @@ struct WorkerOptions {
   HandoffMode mode = HandoffMode::push;
   std::int64_t handoff_timeout_ms = 30000;
   std::uint32_t chunk_tokens = 256;
-  bool rank_processes = false;  // each rank in a process of its own; see open()
-  std::string config_file;      // settings in TOML
-  std::vector<Setting> known;   // further settings that the file may hold, of other programs
+  bool damage_received = false;  // a control: flip one bit of the KV of every handoff received, to
+                                 // see that what checks the result notices
+  bool rank_processes = false;   // each rank in a process of its own; see open()
+  std::string config_file;       // settings in TOML
+  std::vector<Setting> known;    // further settings that the file may hold, of other programs
   std::vector<std::pair<std::string, std::string>> settings;  // name, value: engine, transports, …
 };
 

@@ -132,6 +132,8 @@ Status Worker::open_rendezvous(std::string* error) {
   RendezvousOptions rendezvous;
   rendezvous.url = options_.bootstrap;
   rendezvous.cluster = options_.cluster;
+  rendezvous.wait_ms = static_cast<std::uint32_t>(
+      std::min<std::int64_t>(rendezvous.wait_ms, options_.handoff_timeout_ms));
   rendezvous_ = std::make_unique<Rendezvous>(std::move(rendezvous));
   return {};
 }
@@ -149,6 +151,7 @@ void Worker::make_scheduler() {
   scheduler.mode = options_.mode;
   scheduler.handoff_timeout_ms = options_.handoff_timeout_ms;
   scheduler.chunk_tokens = options_.chunk_tokens;
+  scheduler.damage_received = options_.damage_received;
   scheduler_ = std::make_unique<Scheduler>(std::move(scheduler), rendezvous_.get());
 }
 
