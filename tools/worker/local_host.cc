@@ -14,7 +14,7 @@ std::string fingerprint(const HostOptions& options) {
 Result<std::unique_ptr<LocalHost>> LocalHost::open(const HostOptions& options,
                                                    const std::vector<std::uint32_t>& ranks,
                                                    const std::vector<Collective*>& fabric,
-                                                   RankEventSink sink, std::string* error) {
+                                                   const RankEventSink& sink, std::string* error) {
   std::unique_ptr<LocalHost> host(new LocalHost);
   std::vector<ConnectorRank> ports;
   std::vector<RankPlace> places;

@@ -33,7 +33,7 @@ class LocalHost final : public RankHost {
   static Result<std::unique_ptr<LocalHost>> open(const HostOptions& options,
                                                  const std::vector<std::uint32_t>& ranks,
                                                  const std::vector<Collective*>& fabric,
-                                                 RankEventSink sink, std::string* error);
+                                                 const RankEventSink& sink, std::string* error);
 
   void post(const Command& command) override;
   void visit_metrics(MetricVisitor& visitor) const override;

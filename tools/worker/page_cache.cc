@@ -23,6 +23,7 @@ Result<PageHold> PageCache::acquire(std::span<const BlockHash> chain, std::size_
   std::vector<BlockValue> values;
   index_.match(chain.first(std::min({chain.size(), reuse_max, std::size_t{total}})), values);
   std::vector<PageRef> refs;
+  refs.reserve(values.size());
   for (const BlockValue value : values) refs.push_back(unpack(value));
   if (!refs.empty()) {
     const Result<LeaseId> shared = pool_.share(refs);
