@@ -297,12 +297,13 @@ struct Bench {
 
   void strided() {
     constexpr std::uint32_t kPiece = 16 << 10, kCount = 128, kRuns = 256;
+    constexpr std::uint64_t kStride = 2 * std::uint64_t{kPiece};
     std::vector<PageOp> pieces(kRuns), whole(kRuns);
     for (std::uint64_t i = 0; i < kRuns; ++i) {
       // Runs interleave in pairs, as the heads of two ranks do.
       const std::uint64_t at = i / 2 * kPiece * kCount * 2 + i % 2 * kPiece;
       pieces[i].local_offset = pieces[i].remote_offset = at;
-      pieces[i].local_stride = pieces[i].remote_stride = 2 * kPiece;
+      pieces[i].local_stride = pieces[i].remote_stride = kStride;
       pieces[i].bytes = kPiece;
       pieces[i].count = kCount;
       whole[i].local_offset = whole[i].remote_offset = i * kPiece * kCount;

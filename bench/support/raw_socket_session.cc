@@ -51,7 +51,7 @@ struct RawSocketSession::Flow {
   std::uint64_t limit() const { return std::min(batches, marks + credit); }
 };
 
-RawSocketSession::RawSocketSession(std::vector<int> fds, std::span<std::byte> memory,
+RawSocketSession::RawSocketSession(const std::vector<int>& fds, std::span<std::byte> memory,
                                    const RawSocketOptions& options)
     : memory_(memory), options_(options) {
   for (const int fd : fds) adopt(fd);

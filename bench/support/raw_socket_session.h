@@ -31,7 +31,7 @@ struct RawStream {
 class RawSocketSession {
  public:
   // Takes over the descriptors.
-  RawSocketSession(std::vector<int> fds, std::span<std::byte> memory,
+  RawSocketSession(const std::vector<int>& fds, std::span<std::byte> memory,
                    const RawSocketOptions& options);
   ~RawSocketSession();
   RawSocketSession(const RawSocketSession&) = delete;
