@@ -8,7 +8,7 @@ namespace kvl::tools {
 
 std::vector<Setting> all_settings() {
   std::vector<Setting> rows = engine_settings();
-  for (Setting& row : transport_settings()) rows.push_back(std::move(row));
+  for (const Setting& row : transport_settings()) rows.push_back(row);
   for (const std::span<const Setting> component : {
            router_settings(),
            bootstrap_settings(),

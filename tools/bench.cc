@@ -218,7 +218,7 @@ void add_bench(CLI::App& app, Program& program) {
       ->check(CLI::Range(0.001, 3600.0));
   command
       ->add_option("--baselines", options.baselines,
-                   "all, none or a list of memcpy, socket, process_vm")
+                   "all, none or a list of memcpy, socket, process_vm, futex")
       ->capture_default_str();
   command->add_option("--spin-us", options.spin_us, "latency mode: look that long before a sleep")
       ->capture_default_str()
@@ -230,7 +230,7 @@ void add_bench(CLI::App& app, Program& program) {
   command->add_flag("--csv", given->csv, "comma-separated values with a head line");
   mode_options(*command, *given);
   std::vector<Setting> rows = engine_settings();
-  for (Setting& row : transport_settings()) rows.push_back(std::move(row));
+  for (const Setting& row : transport_settings()) rows.push_back(row);
   std::erase_if(rows, [](const Setting& row) { return row.name == "progress"; });
   add_setting_flags(*command, rows, "", given->settings);
   command->callback([&program, given] {

@@ -140,7 +140,7 @@ void add_doctor(CLI::App& app, Program& program) {
       ->type_name("T");
   command->add_flag("--json", flags->json, "one JSON object");
   std::vector<Setting> rows = engine_settings();
-  for (Setting& row : transport_settings()) rows.push_back(std::move(row));
+  for (const Setting& row : transport_settings()) rows.push_back(row);
   std::erase_if(rows, [](const Setting& row) { return row.name == "require"; });
   add_setting_flags(*command, rows, "", flags->settings);
   command->callback([&program, flags] { examine(program, *flags); });

@@ -259,7 +259,7 @@ void add_info(CLI::App& app, Program& program) {
   command->add_flag("--json", flags->json, "one JSON object");
   command->add_flag("--metrics", flags->metrics, "names and help of an engine's metrics");
   std::vector<Setting> rows = engine_settings();
-  for (Setting& row : transport_settings()) rows.push_back(std::move(row));
+  for (const Setting& row : transport_settings()) rows.push_back(row);
   add_setting_flags(*command, rows, "", flags->settings);
   command->callback([&program, flags] {
     const auto settings = program.settings(flags->settings);

@@ -41,7 +41,7 @@ void simulate(const Options& options, Program& program) {
                   static_cast<double>(report.virtual_ns) / 1e6,
                   static_cast<unsigned long long>(report.digest));
     } else if (i % 50 == 49) {
-      std::fprintf(stderr, "\r%llu of %llu runs", static_cast<unsigned long long>(i + 1),
+      std::fprintf(stderr, "\r%llu of %llu runs", static_cast<unsigned long long>(i) + 1,
                    static_cast<unsigned long long>(options.runs));
     }
   }

@@ -30,7 +30,7 @@ struct Suite {
   }
   void failure(const std::string& what, const std::string& error) {
     failed = true;
-    fail(what + ": " + error);
+    if (!interrupted()) fail(what + ": " + error);
   }
 
   void transports();
@@ -98,7 +98,7 @@ void Suite::strided(const std::string& transport) {
                   {"contiguous_gb_per_s", "contiguous"},
                   {"ratio", "ratio"}});
   WorkloadSpec pieces, whole;
-  pieces.pages = 512 * 128;
+  pieces.pages = 512ull * 128;
   pieces.page_bytes = 16 << 10;
   pieces.run_pieces = 128;
   pieces.local_stride = pieces.remote_stride = 32 << 10;

@@ -78,7 +78,7 @@ std::vector<Sample> samples(const std::string& text) {
 
 }  // namespace
 
-Status Fleet::add(const std::string& name, bool prefill, std::vector<std::string> arguments,
+Status Fleet::add(const std::string& name, bool prefill, const std::vector<std::string>& arguments,
                   std::string* error) {
   auto process = bench::ChildProcess::start(arguments);
   if (!process) {

@@ -44,7 +44,7 @@ class Fleet {
     std::uint16_t port = 0;
     std::unique_ptr<bench::ChildProcess> process;
   };
-  Status add(const std::string& name, bool prefill, std::vector<std::string> arguments,
+  Status add(const std::string& name, bool prefill, const std::vector<std::string>& arguments,
              std::string* error);
   std::vector<Member> members_;  // in order of start; ended in reverse
   std::uint16_t router_port_ = 0;

@@ -131,7 +131,7 @@ class Cluster {
     world.control = std::make_unique<sim::SimControlNet>(world_, index);
     world.transports.push_back(
         std::make_unique<sim::SimTransport>(world_, index, options_.devices));
-    world.seed = options_.seed * 1000 + index * 100 + ++node.life;
+    world.seed = options_.seed * 1000 + std::uint64_t{index} * 100 + ++node.life;
     auto opened = Engine::open(settings, std::move(world));
     if (!opened) {  // every device of the node is dead just now
       node.restart_ns = world_.now_ns() + 20 * kMs;
