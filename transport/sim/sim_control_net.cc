@@ -28,6 +28,7 @@ SimControlNet* SimControlNet::find(SimWorld& world, const Port& port) {
 }
 
 template <typename F>
+// NOLINTNEXTLINE(performance-unnecessary-value-param): `lost` is moved, which a template hides
 void SimControlNet::at_remote(const Port& to, std::uint64_t bytes, F f, SimWorld::Action lost) {
   world_.transmit(
       port_, to, bytes,
