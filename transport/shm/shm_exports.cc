@@ -177,12 +177,14 @@ void ShmLink::on_card(Peer& peer, const MemoryCard& card, UniqueFd fd) {
   pending_names_ -= std::min(pending_names_, memory.names);
   memory.announced = true;
   memory.card = card;
-  if (card.path != MemoryPath::mapped) {
-    if (memory.names > 0) settle(peer, memory);
-    return;
-  }
+  if (card.path == MemoryPath::mapped) map_announced(memory, fd.get());
+  if (memory.names > 0) settle(peer, memory);
+}
+
+void ShmLink::map_announced(RemoteMemory& memory, int fd) {
+  const MemoryCard& card = memory.card;
   Result<Mapping> mapping =
-      map_sealed(fd.get(), card.offset, card.bytes, allows(card.access, Access::remote_write));
+      map_sealed(fd, card.offset, card.bytes, allows(card.access, Access::remote_write));
   if (mapping.ok()) {
     memory.mapping = std::move(mapping).value();
   } else {
@@ -201,10 +203,13 @@ void ShmLink::on_forget(Peer& peer, const MemoryCard& card) {
   if (memory.names == 0) peer.memories.erase(place);
 }
 
-// Foreign memory needs the kernel's leave, which is asked for once for each peer, and only when
-// somebody imports such memory.
+// Announced memory is imported. Foreign memory needs the kernel's leave, which is asked for once
+// for each peer.
 void ShmLink::settle(Peer& peer, RemoteMemory& memory) {
-  if (!memory.announced || memory.card.path != MemoryPath::foreign) return;
+  if (memory.mapping && memory.seen.empty()) {
+    memory.seen.assign(memory.card.bytes / kSeenBytes + 2, false);
+  }
+  if (memory.card.path != MemoryPath::foreign) return;
   if (peer.state != PeerState::up) return;
   memory.refused = try_cross_memory(peer);
 }

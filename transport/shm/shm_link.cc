@@ -1,4 +1,4 @@
-// The Link interface: batches, notes, poll, sleep.
+// Batches: taken, checked, moved in turns, delivered.
 #include "transport/shm/shm_link.h"
 
 #include <sched.h>
@@ -12,44 +12,14 @@ namespace kvl::shm {
 namespace {
 
 constexpr std::uint64_t kWindowBytes = 256 << 10;
-constexpr std::uint32_t kPollsPerIo = 32;         // an idle poll looks at the sockets this often
-constexpr std::uint64_t kBytesPerIo = 4 << 20;    // … and a busy one
-constexpr std::int64_t kWatchNs = 200'000;        // for what nobody wakes us for
-constexpr std::int64_t kFarewellNs = 50'000'000;  // ~ShmLink waits this long for peers at most
+constexpr std::uint32_t kPollsPerIo = 32;       // an idle poll looks at the sockets this often
+constexpr std::uint64_t kBytesPerIo = 4 << 20;  // … and a busy one
 
 }  // namespace
 
 Peer* ShmLink::find_peer(PeerId id) {
   std::unique_ptr<Peer>* const peer = peers_.find(id.value);
   return peer == nullptr ? nullptr : peer->get();
-}
-
-ShmLink::~ShmLink() {
-  for (Peer* peer : order_) {
-    peer->own.close();
-    end_batches(*peer, Code::aborted);
-  }
-  while (windows_used_ > 0) poll_windows();
-  for (Peer* peer : order_) {
-    if (peer->socket) (void)send_message(peer->socket.get(), Message{.type = MessageType::goodbye});
-  }
-  // A peer's slice of copying is short; one that is stopped or dead is not waited for.
-  const SteadyClock clock;
-  const std::int64_t deadline = clock.now_ns() + kFarewellNs;
-  const auto touched = [this] {
-    return std::any_of(order_.begin(), order_.end(), [](const Peer* peer) {
-      return peer->view && !peer->goodbye && peer->view.touches_any() &&
-             !(peer->pidfd && process_exited(peer->pidfd.get()));
-    });
-  };
-  while (touched()) {
-    if (clock.now_ns() > deadline) {
-      log(LogLevel::warning, "shm.not_quiescent",
-          {{"meaning", "a peer still copies while its target link is destroyed"}});
-      break;
-    }
-    ::sched_yield();
-  }
 }
 
 Status ShmLink::check_batch(const Batch& batch) {
@@ -220,70 +190,6 @@ void ShmLink::run_peer(Peer& peer, std::uint64_t budget) {
   }
 }
 
-// False: there is no room, or the peer was found to be lost.
-bool ShmLink::send_note(Peer& peer, const BatchSlot& slot) {
-  OutboxLayout& own = peer.own.page();
-  std::uint64_t used = peer.note_head - peer.view.page().note_tail.load(std::memory_order_acquire);
-  if (used == kNoteSlots) {
-    if (!peer.blocked) own.blocked.store(1, std::memory_order_seq_cst);
-    peer.blocked = true;
-    used = peer.note_head - peer.view.page().note_tail.load(std::memory_order_seq_cst);
-    if (used == kNoteSlots) return false;
-  }
-  if (used > kNoteSlots) {
-    peer.doom = Code::corrupt;
-    return false;
-  }
-  if (peer.blocked) own.blocked.store(0, std::memory_order_relaxed);
-  peer.blocked = false;
-  NoteSlot& note = own.notes[peer.note_head % kNoteSlots];
-  note.bytes = static_cast<std::uint8_t>(slot.batch.note.size());
-  std::memcpy(note.data.data(), slot.note.data(), slot.batch.note.size());
-  // Publishes the note and, before it, every byte of the batch; then looks for a sleeper.
-  own.note_head.store(++peer.note_head, std::memory_order_seq_cst);
-  notes_sent_.add();
-  ring(peer);
-  return true;
-}
-
-void ShmLink::ring(Peer& peer) {
-  const std::uint32_t armed = peer.view.page().armed.load(std::memory_order_seq_cst);
-  if ((armed & 1U) == 0 || armed == peer.rung) return;
-  peer.rung = armed;
-  doorbells_.add();
-  // A full socket is readable at the other end: as good as a bell. A dead one is found by run_io.
-  (void)send_message(peer.socket.get(), Message{.type = MessageType::doorbell});
-}
-
-void ShmLink::take_notes(Peer& peer, Sink& sink) {
-  if (!peer.view || !peer.notes_open) return;
-  const OutboxLayout& theirs = peer.view.page();
-  const std::uint64_t waiting = theirs.note_head.load(std::memory_order_acquire) - peer.note_tail;
-  if (waiting == 0) return;
-  if (waiting > kNoteSlots) {
-    peer.notes_open = false;
-    return drain(peer, Code::corrupt);
-  }
-  const std::uint64_t end = peer.note_tail + waiting;
-  while (peer.note_tail != end && !sink.full()) {
-    const NoteSlot& slot = theirs.notes[peer.note_tail % kNoteSlots];
-    const std::uint8_t bytes = *static_cast<const volatile std::uint8_t*>(&slot.bytes);
-    if (bytes > kNoteBytesMax) {
-      peer.notes_open = false;
-      return drain(peer, Code::corrupt);
-    }
-    Event& event = sink.next();
-    event.kind = Event::Kind::note;
-    event.peer = peer.id;
-    event.note_bytes = bytes;
-    std::memcpy(event.note.data(), slot.data.data(), bytes);
-    ++peer.note_tail;
-    notes_received_.add();
-  }
-  peer.own.page().note_tail.store(peer.note_tail, std::memory_order_seq_cst);
-  if (theirs.blocked.load(std::memory_order_seq_cst) != 0 && peer.socket) ring(peer);
-}
-
 void ShmLink::deliver_batches(Sink& sink) {
   while (!done_.empty() && !sink.full()) {
     const std::uint32_t i = done_.head;
@@ -344,61 +250,6 @@ std::size_t ShmLink::poll(std::span<Event> events) {
     }
   }
   return sink.count;
-}
-
-void ShmLink::disarm() {
-  armed_ = false;
-  for (Peer* peer : order_) {
-    std::atomic<std::uint32_t>& word = peer->own.page().armed;
-    const std::uint32_t value = word.load(std::memory_order_relaxed);
-    if ((value & 1U) != 0) word.store(value + 1, std::memory_order_relaxed);
-  }
-}
-
-bool ShmLink::arm() {
-  if (!done_.empty() || windows_used_ > 0) return false;
-  armed_ = true;
-  for (Peer* peer : order_) {
-    if (peer->state != PeerState::up) continue;
-    std::atomic<std::uint32_t>& word = peer->own.page().armed;
-    word.store(word.load(std::memory_order_relaxed) | 1U, std::memory_order_seq_cst);
-  }
-  for (Peer* peer : order_) {
-    bool pending = peer->drained || (peer->state == PeerState::up && !peer->up_announced);
-    if (peer->state == PeerState::up) {
-      const OutboxLayout& theirs = peer->view.page();
-      pending = pending || theirs.note_head.load(std::memory_order_seq_cst) != peer->note_tail;
-      if (peer->blocked &&
-          peer->note_head - theirs.note_tail.load(std::memory_order_seq_cst) != kNoteSlots) {
-        pending = true;
-      }
-      for (std::uint32_t b = peer->queue.head; b != kNoBatch && !pending; b = pool_[b].next) {
-        pending = runnable(*peer, pool_[b]);
-      }
-    }
-    if (pending) {
-      disarm();
-      return false;
-    }
-  }
-  return true;
-}
-
-std::int64_t ShmLink::next_timer_ns() const {
-  std::int64_t next = INT64_MAX;
-  bool watch = pending_names_ > 0 || cards_waiting_.load(std::memory_order_relaxed);
-  if (unsettled_ > 0) {
-    for (const Stranger& stranger : strangers_) next = std::min(next, stranger.deadline_ns);
-    for (const Peer* peer : order_) {
-      next = std::min(next, peer->deadline_ns);
-      watch =
-          watch || peer->state == PeerState::draining ||
-          (peer->state == PeerState::connecting && peer->role == PeerRole::active && !peer->socket);
-    }
-  }
-  // A ReadyToken is a word in memory that wakes nobody.
-  watch = watch || queued_ > 0;
-  return watch ? std::min(next, context_.clock.now_ns() + kWatchNs) : next;
 }
 
 void ShmLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) const {

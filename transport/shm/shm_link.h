@@ -2,8 +2,10 @@
 // here (SharedBuffer) or reached through the kernel (process_vm_*). The initiator does all of it;
 // the target only withdraws.
 //
-//   shm_link.cc     the interface: post, cancel, poll, arm
-//   shm_connect.cc  sockets: listening, hello, messages, death, draining
+//   shm_link.cc     batches: post, cancel, poll
+//   shm_notes.cc    notes, doorbells, sleep
+//   shm_connect.cc  sockets: listening, hello, messages, death
+//   shm_drain.cc    the end of a peer and of the Link
 //   shm_exports.cc  memory: add, remove, export, import
 //   shm_move.cc     the copies
 #pragma once
@@ -144,6 +146,7 @@ class ShmLink final : public Link {
   bool touched_by_peers(std::uint32_t memory);
   void on_card(Peer& peer, const MemoryCard& card, UniqueFd fd);
   void on_forget(Peer& peer, const MemoryCard& card);
+  void map_announced(RemoteMemory& memory, int fd);
   void settle(Peer& peer, RemoteMemory& memory);
   Status try_cross_memory(Peer& peer);
   // ok: usable; exhausted: not announced yet; otherwise why not.
@@ -152,7 +155,7 @@ class ShmLink final : public Link {
 
   // shm_move.cc
   Moved move_window(Peer& peer, std::uint32_t batch, std::uint64_t limit, std::uint64_t& moved);
-  std::uint64_t move_mapped(BatchSlot& batch, const RemoteMemory& remote, std::uint64_t limit);
+  std::uint64_t move_mapped(BatchSlot& batch, RemoteMemory& remote, std::uint64_t limit);
   Status move_foreign(Peer& peer, BatchSlot& batch, const RemoteMemory& remote, std::uint64_t limit,
                       std::uint64_t& moved);
   Moved start_window(Peer& peer, std::uint32_t batch, const RemoteMemory& remote,

@@ -49,13 +49,16 @@ class MemoryTable {
   std::uint32_t used_ = 0;  // slots ever used
 };
 
+inline constexpr std::uint64_t kSeenBytes = 64 << 10;
+
 // A memory of a peer, announced over its socket or imported before that.
 struct RemoteMemory {
   MemoryCard card;  // the peer's own word once `announced`
   bool announced = false;
-  bool gone = false;  // withdrawn by the peer
-  Status refused;     // why it cannot be used
-  Mapping mapping;    // MemoryPath::mapped
+  bool gone = false;       // withdrawn by the peer
+  Status refused;          // why it cannot be used
+  Mapping mapping;         // MemoryPath::mapped
+  std::vector<bool> seen;  // chunks of the mapping that were read once; see look_before_writing()
   std::uint32_t uses = 0;
   std::uint32_t names = 0;
 };

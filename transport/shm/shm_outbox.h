@@ -52,6 +52,8 @@ class Outbox {
   static Result<Outbox> open();
 
   int fd() const { return fd_.get(); }
+  // Once the peer has it: the mapping stays.
+  void drop_fd() { fd_.reset(); }
   OutboxLayout& page() { return *reinterpret_cast<OutboxLayout*>(mapping_.data()); }
 
   void admit(std::uint32_t memory, std::uint32_t generation) {

@@ -21,7 +21,7 @@ using shm::MemoryCard;
 using shm::Message;
 using shm::MessageType;
 
-constexpr std::uint64_t kBytes = 64 << 10;
+constexpr std::uint64_t kSize = 64 << 10;
 
 // The liar. It dials `victim`, so that the victim is passive.
 struct Rogue {
@@ -68,7 +68,7 @@ struct Rogue {
   UniqueFd socket;
 };
 
-MemoryCard card_of(std::uint32_t index, std::uint64_t bytes = kBytes) {
+MemoryCard card_of(std::uint32_t index, std::uint64_t bytes = kSize) {
   MemoryCard card;
   card.access = Access::remote_all;
   card.index = index;
@@ -213,9 +213,9 @@ TEST(ShmHostile, BadMemoryIsNotMapped) {
   Host victim;
   Rogue rogue(victim);
   rogue.connect();
-  const UniqueFd unsealed = memfd(kBytes, 0);
+  const UniqueFd unsealed = memfd(kSize, 0);
   const UniqueFd small = memfd(4096, F_SEAL_SHRINK);
-  const UniqueFd good = memfd(kBytes, F_SEAL_SHRINK);
+  const UniqueFd good = memfd(kSize, F_SEAL_SHRINK);
   const UniqueFd file(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
   EXPECT_FALSE(rogue.announce(card_of(0), unsealed.get()).ok());
   EXPECT_FALSE(rogue.announce(card_of(1), small.get()).ok());
@@ -231,10 +231,10 @@ TEST(ShmHostile, BadMemoryIsNotMapped) {
   // The peer lives on, and its good memory is used as long as it says so.
   const Result<RemoteId> remote = rogue.announce(card_of(7), good.get());
   ASSERT_TRUE(remote.ok()) << remote.status().to_string();
-  std::vector<std::byte> data(kBytes, std::byte{9});
+  std::vector<std::byte> data(kSize, std::byte{9});
   const MemoryId local =
       victim.add({data.data(), data.size(), MemoryKind::host, 0, Access::local, -1, 0});
-  const PageOp op{.bytes = kBytes};
+  const PageOp op{.bytes = kSize};
   Batch batch{.ticket = Ticket{1}, .peer = rogue.me};
   batch.ops = {&op, 1};
   batch.locals = {&local, 1};
@@ -250,7 +250,7 @@ TEST(ShmHostile, ForeignMemoryAtAnyAddress) {
   Host victim;
   Rogue rogue(victim);
   rogue.connect();
-  std::vector<std::byte> data(kBytes, std::byte{9});
+  std::vector<std::byte> data(kSize, std::byte{9});
   const MemoryId local =
       victim.add({data.data(), data.size(), MemoryKind::host, 0, Access::local, -1, 0});
   std::uint32_t index = 0;
@@ -262,7 +262,7 @@ TEST(ShmHostile, ForeignMemoryAtAnyAddress) {
     const Result<RemoteId> remote = rogue.announce(card, -1);
     ASSERT_TRUE(remote.ok()) << remote.status().to_string();
     rogue.outbox->admit(index, 1);
-    const PageOp op{.bytes = kBytes};
+    const PageOp op{.bytes = kSize};
     for (const Direction direction : {Direction::write, Direction::read}) {
       Batch batch{.ticket = Ticket{1}, .peer = rogue.me, .direction = direction};
       batch.ops = {&op, 1};
@@ -279,7 +279,7 @@ TEST(ShmHostile, PeerThatNeverLeavesOurMemory) {
   Host victim(Flags{{"shm.close_timeout_ms", "50"}});
   Rogue rogue(victim);
   rogue.connect();
-  const auto buffer = std::move(SharedBuffer::open(kBytes)).value();
+  const auto buffer = std::move(SharedBuffer::open(kSize)).value();
   const MemoryId memory = victim.add(buffer->memory(Access::remote_all));
   ASSERT_TRUE(victim.link->export_memory(memory, rogue.me).ok());
   rogue.outbox->page().touching[3] = 1;
@@ -301,11 +301,11 @@ TEST(ShmHostile, RandomMessages) {
     Host victim;
     Rogue rogue(victim);
     rogue.connect();
-    const UniqueFd fd = memfd(random() % 2 == 0 ? kBytes : 4096, random() % 2 == 0 ? 2 : 0);
+    const UniqueFd fd = memfd(random() % 2 == 0 ? kSize : 4096, random() % 2 == 0 ? 2 : 0);
     for (int i = 0; i < 20; ++i) {
       Message message;
       message.type = static_cast<MessageType>(2 + random() % 5);
-      message.card = card_of(random() % 8, random() % (2 * kBytes));
+      message.card = card_of(random() % 8, random() % (2 * kSize));
       auto* raw = reinterpret_cast<std::byte*>(&message);
       for (std::uint64_t flips = random() % 3; flips > 0; --flips) {
         raw[random() % sizeof(message)] = static_cast<std::byte>(random());

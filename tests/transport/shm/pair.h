@@ -2,6 +2,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -36,6 +37,34 @@ class NoControl final : public ControlChannel {
     ADD_FAILURE() << "shm used the control channel";
     return {};
   }
+};
+
+inline constexpr std::uint64_t kBytes = 1 << 20;
+inline constexpr std::uint32_t kPage = 4096;
+
+// Memory of ours (a SharedBuffer) or foreign (anonymous).
+struct Buffer {
+  explicit Buffer(bool shared, std::uint64_t size = kBytes) : bytes(size) {
+    if (shared) {
+      owned = std::move(SharedBuffer::open(size)).value();
+      data = owned->data();
+    } else {
+      data = static_cast<std::byte*>(
+          ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    }
+  }
+  ~Buffer() {
+    if (!owned) ::munmap(data, bytes);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  Memory memory(Access access) const {
+    if (owned) return owned->memory(access);
+    return {data, bytes, MemoryKind::host, 0, access, -1, 0};
+  }
+  std::unique_ptr<SharedBuffer> owned;
+  std::byte* data;
+  std::uint64_t bytes;
 };
 
 using Flags = std::vector<std::pair<std::string, std::string>>;

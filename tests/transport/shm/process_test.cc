@@ -17,7 +17,6 @@
 namespace kvl::test {
 namespace {
 
-constexpr std::uint64_t kBytes = 1 << 20;
 constexpr std::uint64_t kPages = kBytes / 4096;
 
 void send_blob(int fd, const Blob& blob) {

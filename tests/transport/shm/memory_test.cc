@@ -1,13 +1,9 @@
-// What is particular to shm within one process: paths of memory, revocation, sealing, descriptors,
-// memory that only MemoryOps can touch.
-#include <dirent.h>
+// Memory within one process: ours and foreign, withdrawn, forged, sealed, and memory that only
+// MemoryOps can touch.
 #include <fcntl.h>
-#include <poll.h>
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
 #include <numeric>
 #include <random>
 #include <string>
@@ -19,45 +15,6 @@
 
 namespace kvl::test {
 namespace {
-
-constexpr std::uint64_t kBytes = 1 << 20;
-constexpr std::uint32_t kPage = 4096;
-
-// Memory of ours (a SharedBuffer) or foreign (anonymous).
-struct Buffer {
-  explicit Buffer(bool shared, std::uint64_t size = kBytes) : bytes(size) {
-    if (shared) {
-      owned = std::move(SharedBuffer::open(size)).value();
-      data = owned->data();
-    } else {
-      data = static_cast<std::byte*>(
-          ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    }
-  }
-  ~Buffer() {
-    if (!owned) ::munmap(data, bytes);
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  Memory memory(Access access) const {
-    if (owned) return owned->memory(access);
-    return {data, bytes, MemoryKind::host, 0, access, -1, 0};
-  }
-  std::unique_ptr<SharedBuffer> owned;
-  std::byte* data;
-  std::uint64_t bytes;
-};
-
-std::size_t open_descriptors() {
-  const auto all = std::filesystem::directory_iterator("/proc/self/fd");
-  return static_cast<std::size_t>(std::distance(begin(all), end(all)));
-}
-std::size_t mappings() {
-  std::ifstream maps("/proc/self/maps");
-  std::size_t count = 0;
-  for (std::string line; std::getline(maps, line);) count += line.find("memfd:") != line.npos;
-  return count;
-}
 
 // Both kinds of memory must look the same from above.
 class ShmMemory : public ::testing::TestWithParam<bool> {};
@@ -170,174 +127,6 @@ TEST_P(ShmMemory, AccessIsChecked) {
   batch.direction = Direction::read;
   ASSERT_TRUE(pair.a.link->post(batch).ok());
   EXPECT_EQ(await(Event::Kind::batch, pair.a).code, Code::ok);
-}
-
-TEST(ShmLink, MemoryExportedAndBatchesPostedBeforePeerUp) {
-  Host a, b;
-  Buffer source(true), target(true);
-  fill(source.data, kBytes, 7);
-  const MemoryId local = a.add(source.memory(Access::local));
-  const MemoryId memory = b.add(target.memory(Access::remote_all));
-  const PeerId to_b = *a.link->open_peer(PeerRole::active);
-  const PeerId to_a = *b.link->open_peer(PeerRole::passive);
-  const Result<RemoteId> remote = a.link->import_memory(to_b, *b.link->export_memory(memory, to_a));
-  ASSERT_TRUE(remote.ok());
-  const PageOp op{.bytes = kPage};
-  for (std::uint64_t i = 1; i <= 5; ++i) {
-    Batch batch{.ticket = Ticket{i}, .peer = to_b};
-    batch.ops = {&op, 1};
-    batch.locals = {&local, 1};
-    batch.remotes = {&*remote, 1};
-    batch.note = bytes_of(std::string_view("12345").substr(i - 1, 1));
-    ASSERT_TRUE(a.link->post(batch).ok());
-  }
-  // The active side dials before the passive side has accepted: its hello waits.
-  ASSERT_TRUE(a.link->accept(to_b, *b.link->offer(to_a)).ok());
-  for (int i = 0; i < 10; ++i) {
-    a.poll();
-    b.poll();
-  }
-  EXPECT_TRUE(a.events.empty());
-  ASSERT_TRUE(b.link->accept(to_a, *a.link->offer(to_b)).ok());
-  for (char c = '1'; c <= '5'; ++c) {
-    const Event note = await(Event::Kind::note, b, a);
-    ASSERT_EQ(note.note_bytes, 1);
-    EXPECT_EQ(static_cast<char>(note.note[0]), c);
-  }
-  EXPECT_EQ(0, std::memcmp(source.data, target.data, kPage));
-}
-
-TEST(ShmLink, NobodyListens) {
-  Blob offer;
-  {
-    Host gone;
-    offer = *gone.link->offer(*gone.link->open_peer(PeerRole::passive));
-  }
-  Host a(Flags{{"shm.connect_timeout_ms", "200"}});
-  const PeerId peer = *a.link->open_peer(PeerRole::active);
-  ASSERT_TRUE(a.link->accept(peer, offer).ok());
-  EXPECT_EQ(await(Event::Kind::peer_down, a).code, Code::unavailable);
-  // The passive side gives up by its deadline.
-  const PeerId waits = *a.link->open_peer(PeerRole::passive);
-  ASSERT_TRUE(a.link->accept(waits, offer).ok());
-  EXPECT_EQ(await(Event::Kind::peer_down, a).code, Code::timed_out);
-}
-
-TEST(ShmLink, FullRingOfNotesWaitsAndLosesNone) {
-  Pair pair;
-  constexpr std::uint32_t kNotes = 900;
-  for (std::uint32_t i = 0; i < kNotes; ++i) {
-    Batch batch{.ticket = Ticket{i + 1U}, .peer = pair.to_b};
-    batch.note = std::as_bytes(std::span(&i, 1));
-    ASSERT_TRUE(pair.a.link->post(batch).ok());
-  }
-  for (int i = 0; i < 200; ++i) pair.a.poll();
-  EXPECT_LT(pair.a.events.size(), kNotes);
-  for (std::uint32_t i = 0; i < kNotes; ++i) {
-    const Event note = await(Event::Kind::note, pair.b, pair.a);
-    std::uint32_t value = 0;
-    std::memcpy(&value, note.note.data(), sizeof(value));
-    ASSERT_EQ(value, i);
-  }
-  for (std::uint32_t i = 0; i < kNotes; ++i) {
-    ASSERT_EQ(await(Event::Kind::batch, pair.a, pair.b).code, Code::ok);
-  }
-}
-
-TEST(ShmLink, SleeperIsWokenByNoteByRoomAndByClose) {
-  Pair pair;
-  const auto asleep = [](Host& host) {
-    while (!host.link->arm()) host.poll();
-    pollfd entry{host.link->wait_fd(), POLLIN, 0};
-    return ::poll(&entry, 1, 0) == 0;
-  };
-  const auto woken = [](Host& host) {
-    pollfd entry{host.link->wait_fd(), POLLIN, 0};
-    return ::poll(&entry, 1, 5000) == 1;
-  };
-  const auto post = [&](std::uint64_t n) {
-    Batch batch{.ticket = Ticket{n}, .peer = pair.to_b};
-    batch.note = bytes_of("x");
-    ASSERT_TRUE(pair.a.link->post(batch).ok());
-  };
-  for (std::uint64_t round = 1; round <= 3; ++round) {
-    EXPECT_TRUE(asleep(pair.b));
-    post(round);
-    await(Event::Kind::batch, pair.a);
-    EXPECT_TRUE(woken(pair.b));
-    await(Event::Kind::note, pair.b);
-  }
-  for (std::uint64_t n = 10; n < 10 + 300; ++n) post(n);
-  for (int i = 0; i < 300; ++i) pair.a.poll();
-  EXPECT_TRUE(asleep(pair.a));  // 256 went, the ring is full
-  pair.b.poll();
-  EXPECT_TRUE(woken(pair.a));
-  for (int i = 0; i < 300; ++i) await(Event::Kind::note, pair.b, pair.a);
-  for (int i = 0; i < 300; ++i) await(Event::Kind::batch, pair.a);
-  EXPECT_TRUE(asleep(pair.b));
-  pair.a.link->close_peer(pair.to_b);
-  await(Event::Kind::peer_down, pair.a);
-  EXPECT_TRUE(woken(pair.b));
-  EXPECT_EQ(await(Event::Kind::peer_down, pair.b).code, Code::peer_lost);
-}
-
-TEST(ShmLink, ClosedTargetIsShutAtOnce) {
-  Pair pair;
-  Buffer source(true, 16 << 20), target(true, 16 << 20);
-  fill(source.data, source.bytes, 3);
-  const MemoryId local = pair.a.add(source.memory(Access::local));
-  const RemoteId remote = pair.import(pair.b.add(target.memory(Access::remote_all)));
-  const PageOp op{.bytes = 16 << 20};
-  Batch batch{.ticket = Ticket{1}, .peer = pair.to_b};
-  batch.ops = {&op, 1};
-  batch.locals = {&local, 1};
-  batch.remotes = {&remote, 1};
-  ASSERT_TRUE(pair.a.link->post(batch).ok());
-  pair.a.poll();
-  pair.b.link->close_peer(pair.to_a);
-  EXPECT_EQ(await(Event::Kind::peer_down, pair.b).code, Code::aborted);
-  // The initiator has not polled since and knows nothing; what it does now must not land.
-  std::vector<std::byte> before(target.data, target.data + target.bytes);
-  const Event end = await(Event::Kind::batch, pair.a);
-  EXPECT_EQ(end.code, Code::peer_lost);
-  EXPECT_GT(end.bytes_done, 0U);
-  EXPECT_LT(end.bytes_done, target.bytes);
-  EXPECT_EQ(await(Event::Kind::peer_down, pair.a).code, Code::peer_lost);
-  EXPECT_EQ(0, std::memcmp(before.data(), target.data, target.bytes));
-  EXPECT_EQ(pair.a.link->post(batch).code(), Code::invalid_argument);
-}
-
-TEST(ShmLink, EverythingIsReleased) {
-  const std::size_t descriptors = open_descriptors();
-  const std::size_t maps = mappings();
-  for (int round = 0; round < 3; ++round) {
-    Pair pair;
-    Buffer source(true), shared(true), foreign(false);
-    const MemoryId local = pair.a.add(source.memory(Access::local));
-    const MemoryId shared_id = pair.b.add(shared.memory(Access::remote_all));
-    const std::array<RemoteId, 2> remotes = {
-        pair.import(shared_id), pair.import(pair.b.add(foreign.memory(Access::remote_all)))};
-    std::array<PageOp, 2> ops = {PageOp{.bytes = kPage}, PageOp{.bytes = kPage}};
-    ops[1].remote_region = 1;
-    Batch batch{.ticket = Ticket{1}, .peer = pair.to_b};
-    batch.ops = ops;
-    batch.locals = {&local, 1};
-    batch.remotes = remotes;
-    ASSERT_TRUE(pair.a.link->post(batch).ok());
-    ASSERT_EQ(await(Event::Kind::batch, pair.a).code, Code::ok);
-    // Mapped by the importer only as long as the owner exports it.
-    const std::size_t mapped = mappings();
-    ASSERT_TRUE(pair.b.link->remove_memory(shared_id).ok());
-    for (int i = 0; i < 64; ++i) pair.a.poll();
-    EXPECT_EQ(mappings(), mapped - 1);
-    if (round == 1) {
-      pair.a.link->close_peer(pair.to_b);
-      await(Event::Kind::peer_down, pair.a, pair.b);
-      await(Event::Kind::peer_down, pair.b, pair.a);
-    }
-  }
-  EXPECT_EQ(open_descriptors(), descriptors);
-  EXPECT_EQ(mappings(), maps);
 }
 
 TEST(ShmLink, UnsealedMemfdIsTreatedAsForeign) {
