@@ -114,8 +114,8 @@ http::Parts Exchange::request_for(const Leg& leg) const {
 // Another attempt after `failed` failed; false when there is nobody left to ask.
 bool Exchange::try_again(Leg& failed) {
   if (state_ != State::calling || attempts_ > context_.options().retry_max_retries) return false;
-  if (failed.stale() && !forgave_stale_) {
-    forgave_stale_ = true;
+  if (failed.stale() && !failed.forgave_stale) {
+    failed.forgave_stale = true;
   } else {
     failed.tried.push_back(failed.worker()->id);
   }

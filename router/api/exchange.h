@@ -76,7 +76,6 @@ class Exchange final : public http::SessionUser,
   State state_ = State::calling;
   Leg prefill_, answer_;
   std::uint32_t attempts_ = 0;
-  bool forgave_stale_ = false;
 
   std::string request_line_, headers_, length_, fields_;  // the request's own parts, see prepare()
   std::string rid_;                                       // given by us, this attempt

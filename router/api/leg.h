@@ -43,8 +43,9 @@ class Leg final : public http::UpstreamUser {
   const WorkerPtr& worker() const { return worker_; }
   int status() const { return status_; }
 
-  // Workers of this role that have failed this request.
+  // Workers of this role that have failed this request. The first old connection is forgiven.
   std::vector<std::uint32_t> tried;
+  bool forgave_stale = false;
 
  private:
   bool on_head(const http::ResponseHead& head) override;

@@ -2,6 +2,7 @@
 // costing a timer each. Everything of router/http belongs to one Loop and its thread.
 #pragma once
 
+#include <algorithm>
 #include <boost/asio/basic_socket_acceptor.hpp>
 #include <boost/asio/basic_stream_socket.hpp>
 #include <boost/asio/basic_waitable_timer.hpp>
@@ -33,7 +34,10 @@ class Timed : public TimedHook {
  public:
   virtual void on_deadline() = 0;
 
-  void set_deadline(TimePoint when) { deadline_ = when; }
+  void set_deadline(TimePoint when) {
+    deadline_ = when;
+    if (earliest_ != nullptr && when < *earliest_) *earliest_ = when;
+  }
   void clear_deadline() { deadline_ = TimePoint::max(); }
   TimePoint deadline() const { return deadline_; }
 
@@ -44,7 +48,9 @@ class Timed : public TimedHook {
   Timed& operator=(const Timed&) = delete;
 
  private:
+  friend class Loop;
   TimePoint deadline_ = TimePoint::max();
+  TimePoint* earliest_ = nullptr;  // the loop's: no deadline is before it
 };
 
 inline TimePoint after_seconds(double seconds) {
@@ -60,7 +66,11 @@ class Loop {
   std::uint32_t index() const { return index_; }
 
   // The object is looked at from the next tick on, until it is destroyed.
-  void watch(Timed& timed) { timed_.push_back(timed); }
+  void watch(Timed& timed) {
+    timed_.push_back(timed);
+    timed.earliest_ = &earliest_;
+    earliest_ = std::min(earliest_, timed.deadline_);
+  }
 
   // Runs until stop(), then fires every deadline that is set, so that calls that own themselves
   // end, and runs what is left to run: nothing waits in the loop when this returns.
@@ -73,6 +83,7 @@ class Loop {
 
   std::uint32_t index_;
   bool ticking_ = false;
+  TimePoint earliest_ = TimePoint::max();
   // Before io_, and so destroyed after it: handlers that die with io_ may own what is in the list.
   boost::intrusive::list<Timed, boost::intrusive::constant_time_size<false>> timed_;
   asio::io_context io_{1};

@@ -147,10 +147,8 @@ void Session::start_body() {
   const std::uint64_t length = head_.headers.content_length.value_or(0);
   if (length > context_.limits.body_bytes_max) return refuse(413, "request body too large");
   const bool waits = in().size < head_.bytes + length || head_.headers.chunked;
-  if (waits) {
-    const double transfer_secs = static_cast<double>(length) / kBodyBytesPerSecMin;
-    set_deadline(after_seconds(context_.limits.header_timeout_secs + transfer_secs));
-  }
+  body_start_ = LoopClock::now();
+  if (waits) limit_body_time(length);
   if (head_.headers.chunked) {
     body_reader_ = BodyReader::chunked();
     chunk_read_ = head_.bytes;
@@ -174,6 +172,14 @@ void Session::start_body() {
     if (output_.send(socket_.native_handle(), parts) != Output::Outcome::done) return close();
   }
   continue_body();
+}
+
+// A time for the body to start, and for each byte of it.
+void Session::limit_body_time(std::uint64_t bytes) {
+  const double secs =
+      context_.limits.header_timeout_secs + static_cast<double>(bytes) / kBodyBytesPerSecMin;
+  set_deadline(body_start_ + std::chrono::duration_cast<LoopClock::duration>(
+                                 std::chrono::duration<double>(secs)));
 }
 
 void Session::continue_body() {
@@ -210,7 +216,7 @@ void Session::continue_chunked() {
     }
     if (chunk_read_ < in().size) continue;
     if (body_reader_.done()) break;
-    if (pieces.bytes > 0) set_deadline(after_seconds(context_.limits.header_timeout_secs));
+    limit_body_time(large_.size);
     in().size = chunk_read_ = head_.bytes;
     return read();
   }
@@ -226,7 +232,7 @@ void Session::dispatch(std::size_t consumed) {
   std::memcpy(ahead().data.get(), rest.data(), rest.size());
   ahead().size = rest.size();
   state_ = State::answering;
-  reusable_ = head_.headers.keep_alive;
+  reusable_ = keep_alive();
   clear_deadline();
   const auto self = shared_from_this();
   if (rest.empty()) read();

@@ -92,7 +92,9 @@ class Session final : public std::enable_shared_from_this<Session>,
   // after the last byte was taken; `reusable` false closes the connection.
   void attach(SessionUser& user) { user_ = &user; }
   void detach() { user_ = nullptr; }
-  bool keep_alive() const { return head_.headers.keep_alive && !context_.stopping; }
+  bool keep_alive() const {
+    return head_.headers.keep_alive && !head_.http_1_0 && !context_.stopping;
+  }
   bool writing() const { return output_.pending(); }
   Output::Outcome write(Parts& parts);
   void end(bool reusable);
@@ -114,6 +116,7 @@ class Session final : public std::enable_shared_from_this<Session>,
   void start_body();
   void continue_body();
   void continue_chunked();
+  void limit_body_time(std::uint64_t bytes);
   void dispatch(std::size_t consumed);
   void answer_done();
   void next_request();
@@ -136,6 +139,7 @@ class Session final : public std::enable_shared_from_this<Session>,
   std::size_t scanned_ = 0;
   std::size_t chunk_read_ = 0;  // chunked body: bytes of in() decoded so far
   RequestHead head_;
+  TimePoint body_start_;
   BodyReader body_reader_ = BodyReader::none();
   std::string_view body_;
   SessionUser* user_ = nullptr;
