@@ -1,6 +1,7 @@
 // The list of components that have settings. Adding one is a line here.
 #include "kvl/bootstrap_server.h"
 #include "kvl/engine.h"
+#include "kvl/handoff.h"
 #include "kvl/router.h"
 #include "tools/program.h"
 
@@ -9,6 +10,7 @@ namespace kvl::tools {
 std::vector<Setting> all_settings() {
   std::vector<Setting> rows = engine_settings();
   for (const Setting& row : transport_settings()) rows.push_back(row);
+  for (const Setting& row : handoff_settings()) rows.push_back(row);
   for (const std::span<const Setting> component : {
            router_settings(),
            bootstrap_settings(),
