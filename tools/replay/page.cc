@@ -110,7 +110,7 @@ std::string distribution(const std::string& title, const std::string& x_name,
 }
 
 std::string over_time(const std::vector<Outcome>& outcomes, double seconds) {
-  const auto bins = static_cast<std::size_t>(std::clamp(seconds, 1.0, 120.0));
+  const auto bins = static_cast<std::size_t>(std::clamp(seconds, 24.0, 120.0));
   std::vector<double> gb(bins, 0);
   const double width_s = seconds / static_cast<double>(bins);
   for (const Outcome& o : outcomes) {
@@ -146,8 +146,9 @@ std::string to_html(const Summary& summary, const Setup& setup,
   return "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>kvlane "
          "replay</title><style>"
          "body{font:15px/1.5 system-ui,sans-serif;max-width:720px;margin:2rem auto;padding:0 1rem;"
-         "color:#1b1f24;background:#fff}pre{background:#f4f5f7;padding:1rem;overflow:auto}"
-         "figure{margin:1.5rem 0}figcaption{font-weight:600;margin-bottom:.3rem}svg{width:100%}"
+         "color:#1b1f24;background:#fff}pre{background:#f4f5f7;padding:1rem;white-space:pre-wrap}"
+         "figure{margin:1.5rem "
+         "0}figcaption{font-weight:600;margin-bottom:.3rem}svg{width:100%;overflow:visible}"
          "text{font:11px system-ui,sans-serif;fill:#57606a}.grid{stroke:#d8dee4}"
          "polyline{fill:none;stroke-width:2}.s0{stroke:#0b6bcb}.s1{stroke:#c2410c}"
          ".k0{fill:#0b6bcb}.k1{fill:#c2410c}.bar{fill:#0b6bcb}</style>"
