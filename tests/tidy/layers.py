@@ -13,9 +13,29 @@ MAY_INCLUDE = {
     "handoff": {"pages", "core", "interface", "base"},
     "bootstrap": {"base"},
     "router": {"bootstrap", "base"},
-    "programs": {"router", "bootstrap", "handoff", "pages", "core", "leaf", "interface", "base", "worker"},
-    "tests": {"programs", "worker", "router", "bootstrap", "handoff", "pages", "core", "leaf",
-              "interface", "base"},
+    "programs": {
+        "router",
+        "bootstrap",
+        "handoff",
+        "pages",
+        "core",
+        "leaf",
+        "interface",
+        "base",
+        "worker",
+    },
+    "tests": {
+        "programs",
+        "worker",
+        "router",
+        "bootstrap",
+        "handoff",
+        "pages",
+        "core",
+        "leaf",
+        "interface",
+        "base",
+    },
 }
 
 # Headers belong to the module that defines them; these do not follow from their folder. control_net.h
@@ -93,5 +113,7 @@ def check(files):
                 if included.rsplit("/", 1)[-1] not in GENERATED:
                     yield f"{path}:{number}: no file of the project is {included}"
             elif not allowed(path, target):
-                yield (f"{path}:{number}: {module_of(path)} may not include {target} "
-                       f"({module_of(target)}): see the layers in ARCHITECTURE.md")
+                yield (
+                    f"{path}:{number}: {module_of(path)} may not include {target} "
+                    f"({module_of(target)}): see the layers in ARCHITECTURE.md"
+                )

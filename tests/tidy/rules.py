@@ -6,18 +6,30 @@ from layers import INCLUDE, is_public, resolve, transport_of
 
 # Words are put together here, so that this file does not violate its own rules.
 UNFINISHED = re.compile(r"\b(" + "|".join(["TO" "DO", "FIX" "ME", "XX" "X", "HA" "CK"]) + r")\b")
-SLEEP = re.compile(r"\b(sleep_for|sleep_until|usleep|nanosleep|(?:time|asyncio)\.sleep)\b"
-                   r"|(?<!\w)::sleep\s*\(|^\s*sleep\s+[\d$]")
+SLEEP = re.compile(
+    r"\b(sleep_for|sleep_until|usleep|nanosleep|(?:time|asyncio)\.sleep)\b"
+    r"|(?<!\w)::sleep\s*\(|^\s*sleep\s+[\d$]"
+)
 GETENV = re.compile(r"\b(?:secure_)?getenv\s*\(")
 ELSEWHERE = [
     (re.compile(r"(?<![\w./-])/work\b"), "a folder of somebody's machine"),
-    (re.compile(r"(?<![\w./-])(?:\./)?share" r"d/(?:design|reference|data)\b"), "material that is not in the project"),
-    (re.compile(r"\b(?:pypi\.org|files\.pythonhosted\.org|registry\.npmjs\.org|crates\.io|proxy\.golang\.org"
-                r"|docker\.io|ghcr\.io|quay\.io|deb\.debian\.org|ftp\.debian\.org)\b"), "a package registry"),
+    (
+        re.compile(r"(?<![\w./-])(?:\./)?share" r"d/(?:design|reference|data)\b"),
+        "material that is not in the project",
+    ),
+    (
+        re.compile(
+            r"\b(?:pypi\.org|files\.pythonhosted\.org|registry\.npmjs\.org|crates\.io|proxy\.golang\.org"
+            r"|docker\.io|ghcr\.io|quay\.io|deb\.debian\.org|ftp\.debian\.org)\b"
+        ),
+        "a package registry",
+    ),
     (re.compile(r"\bissue #?\d|\bissues show\b", re.IGNORECASE), "an issue's number"),
 ]
 FABRICS = {"tcp", "shm", "sim", "fault", "libfabric", "efa", "verbs", "ibv", "ucx", "nccl", "cuda"}
-SETTING = re.compile(r'setting<&[^>]+>\(\s*"([^"]*)"\s*,\s*"[^"]*"\s*,(?:(?!setting<)[^"])*((?:"[^"]*"\s*)*)')
+SETTING = re.compile(
+    r'setting<&[^>]+>\(\s*"([^"]*)"\s*,\s*"[^"]*"\s*,(?:(?!setting<)[^"])*((?:"[^"]*"\s*)*)'
+)
 README_LINES_MAX = 80
 
 
@@ -39,7 +51,11 @@ def own_rules(path):
 def environment_in_one_place(files):
     """Settings are read once, at the top; a test may look at its own environment."""
     for path, number, line in lines_of(files, is_cxx):
-        if GETENV.search(line) and path != "transport/base/config.cc" and not path.startswith("tests/"):
+        if (
+            GETENV.search(line)
+            and path != "transport/base/config.cc"
+            and not path.startswith("tests/")
+        ):
             yield f"{path}:{number}: only transport/base/config.cc reads the environment"
 
 
@@ -93,7 +109,11 @@ def every_source_is_built(files, compiled):
 
 def every_folder_is_described(files):
     """By a README.md of one page, or by a row of the folder's above."""
-    folders = {path.rsplit("/", 1)[0] for path in files if is_cxx(path) or path.endswith((".py", ".sh", ".cmake"))}
+    folders = {
+        path.rsplit("/", 1)[0]
+        for path in files
+        if is_cxx(path) or path.endswith((".py", ".sh", ".cmake"))
+    }
     for folder in sorted(folders - {""}):
         if f"{folder}/README.md" in files or folder.endswith("/include/kvl"):
             continue
@@ -101,7 +121,9 @@ def every_folder_is_described(files):
         while up and f"{up}/README.md" not in files:
             up, _, upper = up.rpartition("/")
             name = f"{upper}/{name}"
-        if not re.search(rf"`[^`]*\b{re.escape(name)}\b[^`]*`", files.get(f"{up}/README.md", "") if up else ""):
+        if not re.search(
+            rf"`[^`]*\b{re.escape(name)}\b[^`]*`", files.get(f"{up}/README.md", "") if up else ""
+        ):
             yield f"{folder}: no README.md, and none above has a word about `{name}`"
     for path, text in sorted(files.items()):
         length = text.count("\n")
