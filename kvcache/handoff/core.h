@@ -35,6 +35,7 @@ static_assert((kSegmentOpsMax + kRoomPagesMax) * sizeof(std::uint32_t) + (64u <<
 
 // What a peer's hello said.
 struct RemoteRank {
+  EngineId engine{};  // tells one life of the process from another, over any connection
   PageLayout layout;
   std::vector<MemoryHandle> handles;  // by region of its layout
   bool prefill = false, decode = false;

@@ -251,11 +251,14 @@ void DecodeRooms::check_complete(Room& room) {
 void DecodeRooms::on_peer_ready(Peer& peer) {
   for (auto& [id, room] : rooms_) {
     for (Source& source : room.sources) {
-      if (source.peer != peer.handle) continue;
+      const bool same_life =
+          source.remote != nullptr && source.remote->engine == peer.remote->engine;
+      if (source.peer != peer.handle && !same_life) continue;
       if (!ended(room.state)) {
         if (source.stage == Source::Stage::unsent) send_accept(room, source, peer);
-      } else if (!safe(room, source)) {
+      } else if (same_life && !safe(room, source)) {
         // It was away when we ended: ask again whether it is quiet.
+        source.peer = peer.handle;
         core_.send(peer, {Part::prefill, room.open.room, room.nonce,
                           Abort{Code::aborted, quiet(source), "asked again"}});
       }

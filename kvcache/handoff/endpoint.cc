@@ -163,6 +163,7 @@ void Endpoint::tell_rooms(Peer& peer) {
   if (peer.refused()) {
     decode_.on_peer_refused(peer);
   } else if (peer.ready()) {
+    prefill_.on_peer_ready(peer);
     decode_.on_peer_ready(peer);
   }
 }

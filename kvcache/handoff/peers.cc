@@ -55,7 +55,7 @@ void Core::flush_outboxes() {
 }
 
 void Core::greet(Peer& peer) {
-  Hello hello{rank.prefill, rank.decode, rank.model, rank.layout.encode(), {}};
+  Hello hello{engine.id(), rank.prefill, rank.decode, rank.model, rank.layout.encode(), {}};
   for (const HandoffRegion& region : rank.regions) {
     hello.regions.push_back({region.handle, region.bytes});
   }
@@ -67,6 +67,11 @@ void Core::on_up(const EngineEvent& event) {
   peer.handle = event.peer;
   peer.epoch = event.epoch;
   peer.up = true;
+  if (!peer.verdict_due) {  // what is left of a connection that never came up
+    peer.remote.reset();
+    peer.approved = false;
+    peer.refusal.clear();
+  }
   greet(peer);
   if (peer.verdict_due) {
     peer.verdict_due = false;
@@ -120,6 +125,7 @@ Status Core::check(const Hello& hello, std::shared_ptr<const RemoteRank>& remote
     }
     rank_there->handles.push_back(hello.regions[i].handle);
   }
+  rank_there->engine = hello.engine;
   rank_there->layout = std::move(*layout);
   rank_there->prefill = hello.prefill;
   rank_there->decode = hello.decode;
@@ -128,6 +134,10 @@ Status Core::check(const Hello& hello, std::shared_ptr<const RemoteRank>& remote
 }
 
 bool Core::on_hello(Peer& peer, const Hello& hello) {
+  if (!peer.up) {  // the first word of a new connection
+    peer.approved = false;
+    peer.refusal.clear();
+  }
   const bool was_ready = peer.ready(), was_refused = peer.refused();
   std::string reason;
   std::shared_ptr<const RemoteRank> remote;

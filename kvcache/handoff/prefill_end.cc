@@ -151,6 +151,19 @@ void PrefillRooms::on_quiet(const Peer&, const Message& message, const Quiet& qu
   settle(found->second);
 }
 
+// A reader that was away when we ended: ask again whether it is quiet.
+void PrefillRooms::on_peer_ready(const Peer& peer) {
+  for (auto& [id, room] : rooms_) {
+    if (!ended(room.state)) continue;
+    for (Pair& pair : room.pairs) {
+      if (safe(pair) || pair.remote->engine != peer.remote->engine) continue;
+      pair.peer = peer.handle;
+      core_.send(pair.peer, {Part::decode, room.room, pair.nonce,
+                             Abort{Code::aborted, quiet(pair), "asked again"}});
+    }
+  }
+}
+
 void PrefillRooms::on_peer_down(PeerHandle peer, std::uint64_t epoch, bool fenced) {
   for (auto& [id, room] : rooms_) {
     for (Pair& pair : room.pairs) {

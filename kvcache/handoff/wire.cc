@@ -53,6 +53,7 @@ bool read_crc(WireReader& in, CrcChoice& crc) {
 // Each body: what follows the header, in the order of docs/wire/handoff.md.
 MessageType type_of(const Hello&) { return MessageType::hello; }
 void write(WireWriter& out, const Hello& hello) {
+  out.raw(hello.engine);
   out.put(static_cast<std::uint8_t>((hello.prefill ? 1 : 0) | (hello.decode ? 2 : 0)));
   out.text(hello.model).blob(hello.layout);
   out.put(static_cast<std::uint32_t>(hello.regions.size()));
@@ -61,6 +62,8 @@ void write(WireWriter& out, const Hello& hello) {
   }
 }
 bool read(WireReader& in, Hello& hello) {
+  const auto engine = in.raw(hello.engine.size());
+  std::ranges::copy(engine, hello.engine.begin());
   const auto roles = in.get<std::uint8_t>();
   hello.prefill = (roles & 1U) != 0;
   hello.decode = (roles & 2U) != 0;

@@ -55,6 +55,7 @@ struct CrcChoice {
 };
 
 struct Hello {
+  EngineId engine{};  // of this life of the process
   bool prefill = false, decode = false;
   std::string model;
   std::vector<std::byte> layout;

@@ -220,6 +220,24 @@ TEST_P(HandoffTrouble, AsksAgainAfterAReconnect) {
   cluster.expect_committed(next);
 }
 
+// The reader finished its reads, then the connection broke: prefill asks when it is back.
+TEST(HandoffReconnect, PrefillAsksItsReader) {
+  Cluster cluster;
+  const Request request = cluster.make_request(1, 16, 0, HandoffMode::pull);
+  cluster.open_everywhere(request);
+  cluster.run();
+  ASSERT_TRUE(cluster.ready(request, 0, {0, 2}, 16).ok());
+  cluster.run();
+  cluster.world.break_link(0, 1, false);
+  cluster.run();
+  EXPECT_TRUE(cluster.seen_decode(1).safe);
+  EXPECT_FALSE(cluster.seen_prefill(1).safe);
+  cluster.world.connect(0, 1);
+  cluster.run();
+  EXPECT_EQ(cluster.seen_prefill(1).released, 1);
+  cluster.expect_nothing_open();
+}
+
 // The Engine may show a message before its own peer_up; a room that waits must not mind.
 TEST(HandoffGreeting, HelloBeforePeerUp) {
   ClusterOptions options;

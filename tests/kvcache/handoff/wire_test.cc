@@ -10,7 +10,10 @@ namespace {
 
 std::vector<Message> samples() {
   const std::vector<std::byte> some{std::byte{1}, std::byte{2}, std::byte{3}};
-  Hello hello{true, false, "llama", some, {{MemoryHandle{7}, 4096}, {MemoryHandle{9}, 1u << 20}}};
+  EngineId engine{};
+  engine[3] = std::byte{42};
+  Hello hello{engine,  true, false,
+              "llama", some, {{MemoryHandle{7}, 4096}, {MemoryHandle{9}, 1u << 20}}};
   Accept accept{300, 64, HandoffMode::pull, {CrcMode::sampled, 16}, 2, {{64, {5, 6, 7}}, {0, {}}}};
   SegmentMessage delivered{false, 3, {2, 4}, 64, 300, 123456, {{0, {1, 2}}, {2, {}}}, {11, 12, 13}};
   SegmentMessage readable = delivered;
