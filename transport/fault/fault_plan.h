@@ -82,9 +82,9 @@ class FaultState {
     const std::uint64_t number =
         by_call_[static_cast<std::size_t>(call)].fetch_add(1, std::memory_order_relaxed);
     for (const FailedCall& failed : plan_.calls) {
-      if (failed.call == call && failed.number == number) return hit(failed.status);
+      if (failed.call == call && failed.number == number) return hit_at(call, failed.status);
     }
-    return plan_.any_call == any ? hit(plan_.any_status) : Status{};
+    return plan_.any_call == any ? hit_at(call, plan_.any_status) : Status{};
   }
   std::uint64_t next_event() { return events_.fetch_add(1, std::memory_order_relaxed); }
   std::uint64_t next_batch() { return batches_.fetch_add(1, std::memory_order_relaxed); }
@@ -97,13 +97,22 @@ class FaultState {
   std::uint64_t calls(Call call) const {
     return by_call_[static_cast<std::size_t>(call)].load(std::memory_order_relaxed);
   }
+  std::uint64_t batches() const { return batches_.load(std::memory_order_relaxed); }  // events
+  // The call that was made to fail last; kCalls as a Call: none.
+  Call hit_call() const { return hit_call_.load(std::memory_order_relaxed); }
   // How often something of the plan has happened.
   std::uint64_t hits() const { return hits_.load(std::memory_order_relaxed); }
 
  private:
+  Status hit_at(Call call, Status status) {
+    hit_call_.store(call, std::memory_order_relaxed);
+    return hit(status);
+  }
+
   const FaultPlan plan_;
   std::array<std::atomic<std::uint64_t>, kCalls> by_call_{};
   std::atomic<std::uint64_t> calls_{0}, events_{0}, batches_{0}, hits_{0};
+  std::atomic<Call> hit_call_{static_cast<Call>(kCalls)};
 };
 
 }  // namespace kvl::fault

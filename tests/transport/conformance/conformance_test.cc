@@ -29,7 +29,7 @@ std::vector<Variant> variants() {
   for (const std::string& transport : transports()) {
     for (const bool wrapped : {false, true}) {
       for (const Mode mode : {Mode::one_thread, Mode::threads, Mode::processes}) {
-        all.push_back({transport, wrapped, mode, {}});
+        all.push_back({transport, wrapped, mode, {}, {}});
       }
     }
   }

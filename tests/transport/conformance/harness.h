@@ -136,6 +136,7 @@ class Harness {
   // Opens peers on both Links, exchanges offers, memory and its names.
   Pipe make_pipe(PipeOptions options = {});
   Pipe make_pipe(Side& from, Side& to, PipeOptions options);
+  void route(End& a, End& b);  // their Links' control messages to each other
   void open_peers(End& a, End& b);
   void exchange_offers(End& a, End& b);
   void share_memory(End& a, End& b, const PipeOptions& options);

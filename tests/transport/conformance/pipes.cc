@@ -9,6 +9,10 @@ namespace kvl::conformance {
 void Harness::open_peers(End& a, End& b) {
   a.peer = a.side->open_peer(a.link, PeerRole::active);
   b.peer = b.side->open_peer(b.link, PeerRole::passive);
+  route(a, b);
+}
+
+void Harness::route(End& a, End& b) {
   a.side->call<&SideServer::route>(a.link, a.peer, Address{b.side->index_, b.link, b.peer});
   b.side->call<&SideServer::route>(b.link, b.peer, Address{a.side->index_, a.link, a.peer});
 }

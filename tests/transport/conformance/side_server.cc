@@ -89,8 +89,9 @@ std::unique_ptr<Transport> SideServer::make_transport() const {
     }
   }
   if (!found || !variant_.wrapped) return found;
-  return std::make_unique<fault::FaultTransport>(
-      std::move(found), std::make_shared<fault::FaultState>(fault::FaultPlan{}));
+  auto state =
+      variant_.faults ? variant_.faults : std::make_shared<fault::FaultState>(fault::FaultPlan{});
+  return std::make_unique<fault::FaultTransport>(std::move(found), std::move(state));
 }
 
 Result<std::uint64_t> SideServer::open_link(bool deferred_copies) {

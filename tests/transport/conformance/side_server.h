@@ -21,6 +21,7 @@
 #include "tests/support/deferred_memory_ops.h"
 #include "tests/transport/conformance/frame_socket.h"
 #include "tests/transport/conformance/rpc.h"
+#include "transport/fault/fault_plan.h"
 #include "transport/sim/sim_world.h"
 
 namespace kvl::conformance {
@@ -31,10 +32,13 @@ enum class Mode : std::uint8_t { one_thread, threads, processes };
 // What is judged, and how it is set up.
 struct Variant {
   std::string transport;
-  bool wrapped = false;  // in an empty FaultLink
+  bool wrapped = false;  // in a FaultLink
   Mode mode = Mode::one_thread;
   // Applied to every Link; for mutants that the suite must find out.
   std::function<std::unique_ptr<Link>(std::unique_ptr<Link>, const Clock&)> mutate;
+
+  // What the FaultLinks of both sides do; null: nothing. One thread only.
+  std::shared_ptr<fault::FaultState> faults;
 
   std::string name() const;
 };
