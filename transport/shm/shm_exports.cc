@@ -169,7 +169,8 @@ void ShmLink::release_name(std::uint64_t id, RemoteName& name) {
 // A card from the peer's socket. It may claim anything about itself, but only about itself.
 void ShmLink::on_card(Peer& peer, const MemoryCard& card, UniqueFd fd) {
   const auto* const raw = reinterpret_cast<const std::byte*>(&card);
-  if (!decode_card({raw, sizeof(card)}).ok() || peer.memories.size() >= 2 * kMemoriesMax) {
+  if (!decode_card({raw, sizeof(card)}).ok() ||
+      peer.memories.size() >= 2 * std::size_t{kMemoriesMax}) {
     return drain(peer, Code::corrupt);
   }
   RemoteMemory& memory = peer.memories[card_key(card)];
