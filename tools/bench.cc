@@ -1,6 +1,7 @@
 // `kvlane bench`: the microbenchmark's command line. What it does is in tools/bench/.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "kvl/engine.h"
@@ -88,6 +89,12 @@ void finish(Given& given) {
     load.page_bytes = page_bytes;
     if (const Status status = bench::validate(load); !status.ok()) {
       throw CLI::ValidationError("bench", status.context());
+    }
+  }
+  for (const std::string& name : split(options.baselines)) {
+    const std::vector<std::string> known{"all", "none", "memcpy", "socket", "process_vm", "futex"};
+    if (std::find(known.begin(), known.end(), name) == known.end()) {
+      throw CLI::ValidationError("--baselines", "there is no baseline '" + name + "'");
     }
   }
   std::string error;

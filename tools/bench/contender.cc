@@ -237,9 +237,10 @@ Result<std::vector<Series>> interleave(Session& session,
     for (std::size_t i = 0; i < all.size(); ++i) {
       if (interrupted()) return session.fail(Code::aborted, "interrupted");
       const std::size_t turn = round % 2 == 0 ? i : all.size() - 1 - i;
+      const std::string before = session.error();
       const Status status = contenders[turn]->round(round_seconds, all[turn]);
       if (!status.ok()) {
-        if (session.error().empty()) {
+        if (session.error() == before) {
           return session.fail(status.code(), all[turn].name + ": " + status.to_string());
         }
         return status;

@@ -92,7 +92,7 @@ Status measure(const Bench& bench, Session& session, const RawSocketOptions& raw
                std::array<Samples, 3>& all) {
   Asker asker(bench, session, bed);
   if (bench.options.baseline("socket")) KVL_TRY(asker.open_socket(raw));
-  if (bench.options.baseline("memcpy")) KVL_TRY(asker.open_futex());
+  if (bench.options.baseline("futex")) KVL_TRY(asker.open_futex());
   session.spin(bench.options.spin_us);
   KVL_TRY(session.ask(Message("spin").set("us", static_cast<std::uint64_t>(bench.options.spin_us)))
               .status());

@@ -230,8 +230,12 @@ Status measure_bed(const Bench& bench, TestBed& bed, const Settings& settings, D
   if (options.baseline("process_vm") && session.transport() == "shm") {
     add(make_process_vm_contender(bed, shape), "process_vm");
   }
-  const RoundPlan plan{options.seconds, 5, {}};
-  const auto series = interleave(session, contenders, plan);
+  const std::string label = session.transport() + " " + std::string(to_string(direction)) + " " +
+                            std::to_string(spec.pages) + " x " + bytes_text(spec.page_bytes);
+  const auto progress = [&](std::size_t round) {
+    bench.progress(label + ", round " + std::to_string(round + 1));
+  };
+  const auto series = interleave(session, contenders, {options.seconds, 5, progress});
   if (!series.ok()) return series.status();
 
   set_shape(row, options, settings, session.transport(), spec, direction, congestion);

@@ -162,6 +162,7 @@ Status Target::make_arena(Visitor& visitor, const Message& question, Message& an
   for (const auto& [peer, other] : visitors_) {
     if (other->arena != nullptr) used += other->arena->bytes().size();
   }
+  used += workload->transfers() * workload->runs_per_transfer() * sizeof(PageOp);
   if (used + workload->remote_bytes() > options_.bytes_max) {
     return {Code::exhausted, "more memory than the serving side grants (--serve-bytes-max)"};
   }
@@ -201,6 +202,9 @@ void Target::on_question(Visitor& visitor, const Message& question) {
     spin_us_ = static_cast<std::int64_t>(std::min<std::uint64_t>(question.number("us"), 100'000));
   } else if (verb == "arena") {
     status = make_arena(visitor, question, answer);
+  } else if ((verb == "futex" || verb == "raw") && visitor.busy() &&
+             visitor.work.size() >= kWorkMax) {
+    status = {Code::exhausted, "too much work at once"};
   } else if (verb == "futex" && options_.local) {
     auto side = FutexPingPong::attach(question.text("path"));
     if (side.ok()) {

@@ -135,6 +135,7 @@ TEST(Bench, NamesWhatIsWrongWithItsFlags) {
       {"--transport a:b:c:d", "--transport"},
       {"--suite nonsense", "--suite"},
       {"--seconds 0", "--seconds"},
+      {"--baselines memcpy,teleport", "teleport"},
       {"--no-such-flag", "--no-such-flag"},
   };
   for (const auto& [flags, word] : wrong) {
