@@ -65,6 +65,8 @@ class Session : public std::enable_shared_from_this<Session> {
   bool keep_alive() const { return keep_alive_; }
 
  private:
+  void on_head();
+  void read_body();
   void on_read(error_code code);
   void refuse(http::status status);
   void watch();
@@ -137,6 +139,25 @@ void Session::read() {
   parser_->body_limit(shared_.options.body_bytes_max);
   parser_->header_limit(64 << 10);
   stream_.expires_after(std::chrono::seconds(shared_.options.idle_timeout_s));
+  http::async_read_header(stream_, buffer_, *parser_,
+                          [self = shared_from_this()](error_code code, std::size_t) {
+                            if (code) return self->on_read(code);
+                            self->on_head();
+                          });
+}
+
+// curl asks before it sends a long body.
+void Session::on_head() {
+  if (!beast::iequals(parser_->get()[http::field::expect], "100-continue")) return read_body();
+  static constexpr std::string_view kGoOn = "HTTP/1.1 100 Continue\r\n\r\n";
+  asio::async_write(stream_, asio::buffer(kGoOn),
+                    [self = shared_from_this()](error_code code, std::size_t) {
+                      if (code) return self->leave();
+                      self->read_body();
+                    });
+}
+
+void Session::read_body() {
   http::async_read(
       stream_, buffer_, *parser_,
       [self = shared_from_this()](error_code code, std::size_t) { self->on_read(code); });

@@ -70,6 +70,7 @@ class HttpConnection {
     answer.head = received_.substr(0, split + 4);
     received_.erase(0, split + 4);
     if (answer.head.size() > 12) answer.status = std::atoi(answer.head.c_str() + 9);
+    if (answer.status == 100) return answer;
     const std::size_t length = answer.head.find("Content-Length: ");
     if (length != std::string::npos) {
       const auto bytes = static_cast<std::size_t>(std::atol(answer.head.c_str() + length + 16));

@@ -115,6 +115,15 @@ TEST_F(Http, KeepAliveAndPipelining) {
   EXPECT_EQ(connection.read_answer().status, 200);
 }
 
+TEST_F(Http, AClientThatAsksFirstIsToldToGoOn) {
+  HttpConnection connection(worker_->port());
+  connection.send("POST /generate HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: " +
+                  std::to_string(std::string_view(kGreedy).size()) + "\r\n\r\n");
+  EXPECT_EQ(connection.read_answer().status, 100);
+  connection.send(kGreedy);
+  EXPECT_EQ(connection.read_answer().status, 200);
+}
+
 TEST_F(Http, GarbageIsRefusedAndCounted) {
   const std::string lines[] = {"\x16\x03\x01 hello\r\n\r\n", "GET\r\n\r\n",
                                "POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
