@@ -53,15 +53,18 @@ Result<HostOptions> host_options(const WorkerOptions& options, std::string* erro
   if (!options.kv_only && dtype != Dtype::f32 && dtype != Dtype::bf16) {
     return say(error, {Code::unsupported, "dtype"}, "KV that is computed is f32 or bf16");
   }
+  std::uint64_t token_bytes = 0;  // over all ranks; replicas count
   for (std::uint32_t rank = 0; rank < options.tp * options.pp; ++rank) {
     const Result<RankShare> share = share_of(*model, slice_at(options.tp, options.pp, rank));
     if (!share) return say(error, share.status(), share.status().context());
+    token_bytes += std::uint64_t{share->layers.count} * (model->kv.mla ? 1 : 2) *
+                   share->kv_heads.count * model->kv.head_dim * dtype_bytes(model->kv.dtype);
   }
   HostOptions host;
   host.model = *std::move(model);
   host.sizes = {options.tp, options.pp};
   host.layout.page_tokens = options.page_tokens;
-  const std::uint64_t page_bytes = host.model.kv.bytes_per_token() * options.page_tokens;
+  const std::uint64_t page_bytes = token_bytes * options.page_tokens;
   const std::uint64_t pages = options.pages != 0 ? options.pages : options.pool_bytes / page_bytes;
   host.layout.page_count =
       static_cast<std::uint32_t>(std::clamp<std::uint64_t>(pages, 1, UINT32_MAX));
