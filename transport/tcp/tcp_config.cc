@@ -25,6 +25,8 @@ std::vector<Setting> settings_rows() {
       setting<&C::zerocopy_min_bytes>("tcp.zerocopy_min_bytes", "bytes", 0, 1 << 30,
                                       "send with MSG_ZEROCOPY from this size on, never to the same "
                                       "host; 0: never"),
+      setting<&C::busy_poll_us>("tcp.busy_poll_us", "us", 0, 10'000,
+                                "SO_BUSY_POLL of a lane: let a read poll the NIC's queue; 0: no"),
       setting<&C::keepalive_s>("tcp.keepalive_s", "s", 0, 3600,
                                "idle time before TCP probes a lane; 0: no probes"),
       setting<&C::user_timeout_ms>("tcp.user_timeout_ms", "ms", 0, 3'600'000,

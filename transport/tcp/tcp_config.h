@@ -19,6 +19,7 @@ struct TcpConfig {
   std::int64_t frame_bytes = 4 << 20;
   std::int64_t frame_runs = 1024;
   std::int64_t zerocopy_min_bytes = 0;  // 0: never
+  std::int64_t busy_poll_us = 0;
   std::int64_t keepalive_s = 15;
   std::int64_t user_timeout_ms = 10'000;
   std::int64_t connect_timeout_ms = 5'000;

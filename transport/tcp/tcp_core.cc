@@ -31,6 +31,8 @@ void BatchList::remove(OutBatch& b) {
 LinkCore::LinkCore(const TcpConfig& cfg, const LinkContext& ctx)
     : config(cfg),
       context(ctx),
+      host_staged(!ctx.memory_ops.direct(MemoryKind::host)),
+      cuda_staged(!ctx.memory_ops.direct(MemoryKind::cuda)),
       drain(new std::byte[kScratchBytes]),
       zeros(std::make_unique<std::byte[]>(kScratchBytes)) {}
 
@@ -63,7 +65,7 @@ CutFrame LinkCore::cut(const OutBatch& b, RunCursor& cursor, std::uint32_t runs_
     if (views != nullptr && run.local_region != local_region) {
       local_region = run.local_region;
       local = *memory.find(b.batch.locals[local_region].value);
-      frame.staged |= !context.memory_ops.direct(local.kind);
+      frame.staged |= staged(local.kind);
     }
     if (wire != nullptr && run.remote_region != remote_region) {
       remote_region = run.remote_region;

@@ -100,7 +100,7 @@ class Pool {
 struct Counters {
   Counter bytes_sent, bytes_received, send_calls, receive_calls, frames_sent, frames_received;
   Counter batches_ok, batches_failed, runs_refused, frames_malformed, greetings_refused, lanes_lost,
-      lanes_opened, copies;
+      lanes_opened, copies, zerocopy_notices;
 };
 
 // A frame's worth of runs cut from a batch.
@@ -123,6 +123,11 @@ struct LinkCore {
   CutFrame cut(const OutBatch& b, RunCursor& cursor, std::uint32_t runs_max, std::byte* wire,
                RunView* views);
 
+  // A socket may not touch memory of this kind.
+  bool staged(MemoryKind kind) const {
+    return kind == MemoryKind::host ? host_staged : cuda_staged;
+  }
+
   static constexpr std::size_t kEventsBacklog = 256;
   struct Remote {
     std::uint64_t peer = 0;
@@ -131,6 +136,7 @@ struct LinkCore {
 
   const TcpConfig& config;
   const LinkContext& context;
+  const bool host_staged, cuda_staged;
   MemoryTable memory;
   SlotMap<OutBatch> batches;
   SlotMap<Remote> remotes;

@@ -57,6 +57,11 @@ class Lane {
     rx_hung_up_ |= hung_up;
   }
 
+  // Pages of large writes of ours are sent from where they lie. After tune_lane().
+  void enable_zerocopy(std::uint64_t bytes_min);
+  // EPOLLERR: takes zero-copy notices. False: it is an error of the socket.
+  bool take_notices();
+
   void assign(OutBatch& b);
   std::uint64_t load() const { return load_; }
   // Ends what can end at once; what has begun is ended with the peer's help.
@@ -123,6 +128,10 @@ class Lane {
     return asked_.size() < kReadRequestsMax && asked_runs_ + kAskRunsMin <= kReadRunsMax;
   }
 
+  // tcp_lane_zerocopy.cc
+  ssize_t transmit();
+  bool zerocopy_pays(const iovec& vector) const;
+
   // tcp_lane_stage.cc
   bool append_stage();
   bool start_copy(Stage& stage, RunList& list, bool to_runs, std::uint64_t& epoch, Code& code);
@@ -175,9 +184,11 @@ class Lane {
   Data tx_data_ = Data::none;
   bool tx_staged_ = false;
   RunList tx_list_;
-  std::size_t tx_ref_ = SIZE_MAX;  // first vector into memory a peer chose
-  bool tx_serve_over_ = false;     // the chunk ends the first Serve
-  int tx_stage_ = -1;              // the stage that the chunk sends
+  std::size_t tx_ref_ = SIZE_MAX;      // first vector into memory a peer chose
+  bool tx_serve_over_ = false;         // the chunk ends the first Serve
+  std::uint64_t tx_zerocopy_min_ = 0;  // 0: off
+  std::size_t tx_offered_ = 0;         // bytes of the last call
+  int tx_stage_ = -1;                  // the stage that the chunk sends
   unsigned tx_stage_first_ = 0;
   std::array<Stage, 2> tx_stages_;
   Ring<WireAck> acks_;

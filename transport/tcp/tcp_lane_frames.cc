@@ -42,20 +42,20 @@ Status Lane::begin_write(const FrameHeader& header, const std::byte* body) {
   {
     const auto lock = core_.memory.lock();
     rx_epoch_ = core_.memory.epoch();
+    MemoryTable::Seen seen;
     for (std::uint32_t i = 0; i < header.count; ++i) {
       const auto run = read_wire<WireRun>(body + i * sizeof(WireRun));
       if (run.bytes == 0 || run.count == 0) return kMalformed;
       sum += std::uint64_t{run.bytes} * run.count;
       if (sum > header.data_bytes) return kMalformed;
-      MemoryKind kind = MemoryKind::host;
       Code code = Code::ok;
-      std::byte* const at = core_.memory.target(run, Access::remote_write, kind, code);
+      std::byte* const at = core_.memory.target(run, Access::remote_write, seen, code);
       rx_->runs[i] = RunView{at, run.stride, run.bytes, run.count, run.memory};
       if (at == nullptr) {
         core_.counters.runs_refused.add();
         if (in_code_ == Code::ok) in_code_ = code;
       } else {
-        rx_staged_ |= !core_.context.memory_ops.direct(kind);
+        rx_staged_ |= core_.staged(seen.memory->kind);
       }
     }
   }
@@ -111,21 +111,21 @@ Status Lane::on_read_request(const FrameHeader& header, const std::byte* body) {
   std::uint64_t sum = 0;
   const auto lock = core_.memory.lock();
   serve.epoch = core_.memory.epoch();
+  MemoryTable::Seen seen;
   for (std::uint32_t i = 0; i < header.count; ++i) {
     const auto run = read_wire<WireRun>(body + i * sizeof(WireRun));
     if (run.bytes == 0 || run.count == 0) return kMalformed;
     sum += std::uint64_t{run.bytes} * run.count;
     if (sum > header.data_bytes) return kMalformed;
-    MemoryKind kind = MemoryKind::host;
     Code code = Code::ok;
-    std::byte* const at = core_.memory.target(run, Access::remote_read, kind, code);
+    std::byte* const at = core_.memory.target(run, Access::remote_read, seen, code);
     serve_views_[(serve.first + i) & (kReadRunsMax - 1)] =
         RunView{at, run.stride, run.bytes, run.count, run.memory};
     if (at == nullptr) {
       core_.counters.runs_refused.add();
       if (serve.code == Code::ok) serve.code = code;
     } else {
-      serve.staged |= !core_.context.memory_ops.direct(kind);
+      serve.staged |= core_.staged(seen.memory->kind);
     }
   }
   if (sum != header.data_bytes) return kMalformed;

@@ -32,10 +32,7 @@ Status Lane::send(std::uint64_t bytes_max) {
       revalidate_tx();
       continue;
     }
-    msghdr message{};
-    message.msg_iov = tx_->vectors.data() + tx_next_;
-    message.msg_iovlen = tx_count_ - tx_next_;
-    const ssize_t n = ::sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t n = transmit();
     const int error = errno;
     if (guarded) core_.memory.leave();
     core_.counters.send_calls.add();
@@ -47,7 +44,7 @@ Status Lane::send(std::uint64_t bytes_max) {
     }
     auto left = static_cast<std::uint64_t>(n);
     // The kernel took less than offered: it is full and will raise an edge when it is not.
-    tx_blocked_ = left < tx_left_;
+    tx_blocked_ = left < tx_offered_;
     sent += left;
     tx_sent_ += left;
     tx_left_ -= left;

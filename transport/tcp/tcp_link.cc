@@ -225,7 +225,9 @@ void TcpLink::take_ready() {
     std::unique_ptr<Lane>* const held = lanes_.find(event.data.u64);
     if (held == nullptr) continue;  // closed by an earlier event of this round
     Lane& lane = **held;
-    const bool hung_up = (event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+    const bool hung_up = (event.events & (EPOLLRDHUP | EPOLLHUP)) != 0 ||
+                         ((event.events & EPOLLERR) != 0 &&
+                          !(lane.phase == Lane::Phase::open && lane.take_notices()));
     const bool readable = (event.events & EPOLLIN) != 0;
     const bool writable = (event.events & EPOLLOUT) != 0;
     lane.on_ready(readable, writable, hung_up);
@@ -250,8 +252,12 @@ std::size_t TcpLink::hand_out(std::span<Event> events) {
 std::size_t TcpLink::poll(std::span<Event> events) {
   if (core_.copies > 0) context_.memory_ops.poll();
   if (!waiting_token_.empty()) release_tokens();
-  take_ready();
+  // What the owner has posted leaves before we ask what has arrived; with nothing to do, what has
+  // arrived is served and handed out by this very call.
+  const bool idle = active_.empty();
   serve_lanes();
+  take_ready();
+  if (idle) serve_lanes();
   if (!settling_.empty()) settle_lanes();
   if (timer_ns_ != INT64_MAX && now() >= timer_ns_) run_timers();
   return hand_out(events);
@@ -299,6 +305,8 @@ void TcpLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) 
   counter("kvlane_tcp_opened_lanes_total", "Lanes that came up", c.lanes_opened);
   counter("kvlane_tcp_lost_lanes_total", "Lanes that died", c.lanes_lost);
   counter("kvlane_tcp_staging_copies_total", "Copies through bounce buffers", c.copies);
+  counter("kvlane_tcp_zerocopy_notices_total", "MSG_ZEROCOPY sends that are over",
+          c.zerocopy_notices);
 }
 
 }  // namespace kvl::tcp

@@ -285,6 +285,9 @@ void TcpLink::open_lane(Peer& peer, Lane& lane) {
   if (const Status status = tune_lane(lane.fd(), config_, peer.same_host); !status.ok()) {
     log(LogLevel::warning, "tcp.lane_options", {{"why", status.to_string()}});
   }
+  if (config_.zerocopy_min_bytes > 0 && !peer.same_host) {
+    lane.enable_zerocopy(static_cast<std::uint64_t>(config_.zerocopy_min_bytes));
+  }
   LaneSlot& slot = peer.lanes[lane.index];
   slot.lane = &lane;
   slot.pause_ns = 0;

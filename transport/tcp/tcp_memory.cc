@@ -64,9 +64,9 @@ const Memory* MemoryTable::find(std::uint64_t id) const {
   return entry == nullptr ? nullptr : &entry->memory;
 }
 
-std::byte* MemoryTable::target(const WireRun& run, Access wanted, MemoryKind& kind,
-                               Code& code) const {
-  const Memory* const memory = find(run.memory);
+std::byte* MemoryTable::target(const WireRun& run, Access wanted, Seen& seen, Code& code) const {
+  if (seen.id != run.memory) seen = {run.memory, find(run.memory)};
+  const Memory* const memory = seen.memory;
   if (memory == nullptr || !allows(memory->access, wanted)) {
     code = Code::permission;
     return nullptr;
@@ -75,7 +75,6 @@ std::byte* MemoryTable::target(const WireRun& run, Access wanted, MemoryKind& ki
     code = Code::invalid_argument;
     return nullptr;
   }
-  kind = memory->kind;
   return memory->data + run.offset;
 }
 

@@ -36,8 +36,13 @@ class MemoryTable {
   std::unique_lock<std::mutex> lock() const { return std::unique_lock(mutex_); }
   // Under lock().
   const Memory* find(std::uint64_t id) const;
-  // Where a peer's run lies; null and `code` when it must not be. Under lock().
-  std::byte* target(const WireRun& run, Access wanted, MemoryKind& kind, Code& code) const;
+  // Where a peer's run lies; null and `code` when it must not be. Under lock(). `seen` remembers
+  // the last memory found, for the next run; start with an empty one after each lock().
+  struct Seen {
+    std::uint64_t id = 0;
+    const Memory* memory = nullptr;
+  };
+  std::byte* target(const WireRun& run, Access wanted, Seen& seen, Code& code) const;
   // Takes the place from views whose memory is gone; true when there was one. Under lock().
   bool revalidate(RunList& list) const;
 

@@ -224,6 +224,9 @@ Result<UniqueFd> dial(const SocketAddress& to, const TcpConfig& config) {
 
 Status tune_lane(int fd, const TcpConfig& config, bool same_host) {
   set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+  if (config.busy_poll_us > 0) {
+    set_option(fd, SOL_SOCKET, SO_BUSY_POLL, static_cast<int>(config.busy_poll_us));
+  }
   if (config.user_timeout_ms > 0) {
     set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<unsigned>(config.user_timeout_ms));
   }

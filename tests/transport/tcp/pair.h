@@ -108,6 +108,9 @@ inline double metric(Host& host, std::string_view name) {
 // Two connected hosts; `a` dialed.
 struct Pair {
   explicit Pair(const Flags& flags = {}) : a(flags), b(flags) { connect(); }
+  // Two hosts that believe to be on two machines.
+  struct Apart {};
+  Pair(Apart, const Flags& flags) : a(flags), b(flags), apart(true) { connect(); }
   Pair(const Flags& flags, std::unique_ptr<MemoryOps> ops_a, std::unique_ptr<MemoryOps> ops_b)
       : a(flags, std::move(ops_a)), b(flags, std::move(ops_b)) {
     connect();
@@ -115,10 +118,17 @@ struct Pair {
   void connect() {
     to_b = *a.link->open_peer(PeerRole::active);
     to_a = *b.link->open_peer(PeerRole::passive);
-    EXPECT_TRUE(b.link->accept(to_a, *a.link->offer(to_b)).ok());
-    EXPECT_TRUE(a.link->accept(to_b, *b.link->offer(to_a)).ok());
+    EXPECT_TRUE(b.link->accept(to_a, offer_of(a, to_b)).ok());
+    EXPECT_TRUE(a.link->accept(to_b, offer_of(b, to_a)).ok());
     EXPECT_EQ(await(a, Event::Kind::peer_up).peer, to_b);
     EXPECT_EQ(await(b, Event::Kind::peer_up).peer, to_a);
+  }
+  Blob offer_of(Host& host, PeerId peer) const {
+    Blob blob = *host.link->offer(peer);
+    if (!apart) return blob;
+    auto offer = *tcp::decode_offer(blob);
+    offer.host[0] ^= std::byte{1};
+    return tcp::encode(offer);
   }
   // Control messages, then both links.
   void step() {
@@ -175,6 +185,7 @@ struct Pair {
     remote = import(memory_b);
   }
   Host a, b;
+  bool apart = false;
   PeerId to_b, to_a;  // as a and b name each other
   MemoryId local, memory_b;
   RemoteId remote;

@@ -3,6 +3,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <memory>
 #include <random>
 
@@ -137,6 +138,34 @@ TEST(TcpAddresses, Ipv6) {
   ASSERT_TRUE(pair.a.link->post(pair.batch(Direction::write, std::span(&op, 1), 1)).ok());
   EXPECT_EQ(pair.await(pair.a, Event::Kind::batch).code, Code::ok);
   EXPECT_TRUE(here == there);
+}
+
+// MSG_ZEROCOPY is for other machines; the kernel copies on the way back to this one and says so,
+// and the lane then stops asking.
+TEST(TcpZeroCopy, NoticesAreTakenAndBytesAreRight) {
+  const std::vector<SocketAddress> addresses = local_addresses();
+  const auto outside = std::find_if(addresses.begin(), addresses.end(), [](const auto& address) {
+    const std::string text = address.text();
+    return text.rfind("127.", 0) != 0 && text.rfind("[::1]", 0) != 0;
+  });
+  if (outside == addresses.end()) GTEST_SKIP() << "only a loopback interface";
+  Pair pair(Pair::Apart{}, Flags{{"tcp.zerocopy_min_bytes", "8192"}, {"tcp.lanes", "1"}});
+  std::vector<std::byte> here = random_bytes(8 << 20, 1), there(8 << 20);
+  pair.share(memory_of(here), memory_of(there, Access::remote_all));
+  std::vector<PageOp> ops(256);
+  for (std::size_t i = 0; i < ops.size(); ++i) {
+    ops[i].local_offset = ops[i].remote_offset = i * 32768;
+    ops[i].bytes = i % 3 == 0 ? 4096 : 32768;
+  }
+  for (std::uint64_t round = 0; round < 3; ++round) {
+    ASSERT_TRUE(pair.a.link->post(pair.batch(Direction::write, ops, round)).ok());
+    EXPECT_EQ(pair.await(pair.a, Event::Kind::batch).code, Code::ok);
+  }
+  for (const PageOp& op : ops) {
+    EXPECT_EQ(std::memcmp(&here[op.local_offset], &there[op.remote_offset], op.bytes), 0);
+  }
+  EXPECT_TRUE(pair.until([&] { return metric(pair.a, "kvlane_tcp_zerocopy_notices_total") > 0; }));
+  EXPECT_EQ(metric(pair.a, "kvlane_tcp_lost_lanes_total"), 0);
 }
 
 }  // namespace
