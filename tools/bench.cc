@@ -152,7 +152,8 @@ void engine_options(CLI::App& command, Given& given) {
   add("--lanes", given.lanes, "connections per peer: --tcp.lanes");
   add("--congestion", given.congestion, "reno, cubic, bbr, ...: --tcp.congestion");
   add("--rails", given.rails, "Links per device, each with a thread: --rails_per_device");
-  add("--progress", given.progress, "thread or caller");
+  add("--progress", given.progress,
+      "thread or caller; unless told, rows have one thread a side, as their baselines");
 }
 
 void mode_options(CLI::App& command, Given& given) {

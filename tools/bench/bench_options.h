@@ -34,7 +34,9 @@ struct BenchOptions {
   bool verify = false;
   bool flip_byte = false;  // break one byte, to see that verify sees it
   std::string baselines = "all";
-  std::int64_t spin_us = 20;  // latency mode: look that long before each sleep
+  // Latency mode: every contender looks that long before each sleep. Less than waking up takes
+  // measures the scheduler: once one side sleeps, the other gives up looking before the answer.
+  std::int64_t spin_us = 1000;
 
   // Between hosts.
   std::string model = "llama-3.1-8b";

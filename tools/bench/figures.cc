@@ -112,7 +112,7 @@ void Suite::strided(const std::string& transport) {
     Ratio ratio;
     Row row;
     const auto work = [&]() -> Status {
-      auto flags = bench.engine_flags(transport, &error);
+      auto flags = bench.load_flags(transport, &error);
       if (!flags.ok()) return flags.status();
       auto pair = bench.start_pair(*flags, &error);
       if (!pair.ok()) return pair.status();

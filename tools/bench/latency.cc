@@ -118,6 +118,7 @@ Status measure_latency(const Bench& bench, std::string_view transport, std::stri
                        Row& row, std::string* error) {
   auto flags = bench.engine_flags(transport, error);
   if (!flags.ok()) return flags.status();
+  std::erase_if(*flags, [](const auto& flag) { return flag.first == "progress"; });
   flags->emplace_back("progress", std::string(progress));
   const auto settings = bench.settings(*flags);
   if (!settings.ok()) return settings.status();

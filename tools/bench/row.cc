@@ -97,6 +97,11 @@ std::string host_of(const std::string& address) {
   return host;
 }
 
+bool given(const Flags& flags, std::string_view name) {
+  return std::any_of(flags.begin(), flags.end(),
+                     [&](const auto& flag) { return flag.first == name; });
+}
+
 }  // namespace
 
 Result<Flags> Bench::engine_flags(std::string_view transport, std::string* error) const {
@@ -104,6 +109,12 @@ Result<Flags> Bench::engine_flags(std::string_view transport, std::string* error
   auto require = required_transport(transport, error);
   if (!require.ok()) return require.status();
   if (!require->empty()) flags.emplace_back("require", *require);
+  return flags;
+}
+
+Result<Flags> Bench::load_flags(std::string_view transport, std::string* error) const {
+  Result<Flags> flags = engine_flags(transport, error);
+  if (flags.ok() && !given(*flags, "progress")) flags->emplace_back("progress", "caller");
   return flags;
 }
 
@@ -115,9 +126,7 @@ Result<Pair> Bench::start_pair(const Flags& flags, std::string* error) const {
   }
   Flags both = flags;
   // Rounds of a baseline do not poll a caller-driven engine: silence is no loss here.
-  const bool told = std::any_of(flags.begin(), flags.end(),
-                                [](auto& flag) { return flag.first == "peer_timeout_ms"; });
-  if (!told) both.emplace_back("peer_timeout_ms", "20000");
+  if (!given(flags, "peer_timeout_ms")) both.emplace_back("peer_timeout_ms", "20000");
   for (const auto& [name, value] : both) {
     if (name != "listen" && name != "advertise") arguments.push_back("--" + name + "=" + value);
   }
@@ -253,7 +262,7 @@ Status measure_row(const Bench& bench, const WorkloadSpec& spec, Direction direc
     *error = status.context();
     return status;
   }
-  const auto flags = bench.engine_flags(options.transport, error);
+  const auto flags = bench.load_flags(options.transport, error);
   if (!flags.ok()) return flags.status();
   const auto settings = bench.settings(*flags);
   if (!settings.ok()) return settings.status();

@@ -34,6 +34,9 @@ struct Bench {
 
   // Flags of both engines for a transport as the user wrote it. Fails with a sentence.
   Result<Flags> engine_flags(std::string_view transport, std::string* error) const;
+  // The same for a measured load: one thread a side unless the user said --progress=thread, as the
+  // baselines have it.
+  Result<Flags> load_flags(std::string_view transport, std::string* error) const;
   // Starts the serving process and connects to it.
   Result<Pair> start_pair(const Flags& flags, std::string* error) const;
 };

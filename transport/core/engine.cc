@@ -21,7 +21,7 @@ namespace kvl {
 namespace {
 
 // How often progress = caller looks at the control connections while data flows.
-constexpr std::int64_t kControlEveryNs = 20'000;
+constexpr std::int64_t kControlEveryNs = 100'000;
 
 std::string first_part(const std::string& text) { return text.substr(0, text.find(':')); }
 

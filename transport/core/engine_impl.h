@@ -71,6 +71,7 @@ class EngineImpl final : public Engine, public RailHost {
     std::unique_ptr<RailControl> control;
     std::unique_ptr<Rail> rail;
     std::deque<PairName> ready;                         // pairs that may have pieces to post
+    std::atomic<bool> has_ready{false};                 // the list is not empty
     bool blocked = false;                               // the Link said exhausted
     std::unordered_map<std::uint64_t, PairName> peers;  // by link peer
     Counter bytes, pieces, failures, notes;
@@ -88,6 +89,9 @@ class EngineImpl final : public Engine, public RailHost {
   };
 
   // RailHost, called from rail loops.
+  bool has_posts(std::size_t rail) override {
+    return rails_[rail].has_ready.load(std::memory_order_acquire);
+  }
   std::size_t exchange(std::size_t rail, std::span<const Event> events,
                        std::span<Post> posts) override;
   void post_failed(std::size_t rail, const Post&, Status) override;

@@ -127,6 +127,7 @@ void EngineImpl::kick_pair(Peer& peer, std::uint16_t index) {
   pair.queued = true;
   RailState& rail = rails_[pair.rail];
   rail.ready.push_back({peer.id, index, pair.incarnation});
+  rail.has_ready.store(true, std::memory_order_release);
   rail.rail->wake();
 }
 
@@ -174,6 +175,7 @@ std::size_t EngineImpl::exchange(std::size_t index, std::span<const Event> event
     }
     if (count == posts.size()) kick_pair(*peer, name.pair);
   }
+  rail.has_ready.store(!rail.ready.empty(), std::memory_order_release);
   return count;
 }
 

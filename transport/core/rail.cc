@@ -48,7 +48,16 @@ bool Rail::step() {
     running_.clear();
     busy = true;
   }
+  // Posts first: an answer to what the last poll brought leaves in the same system call as the
+  // acknowledgement of it.
+  if (host_.has_posts(index_)) busy |= exchange(0);
   const std::size_t events = link_->poll(events_);
+  if (events > 0) exchange(events);
+  return busy || events > 0;
+}
+
+bool Rail::exchange(std::size_t events) {
+  bool busy = false;
   const std::size_t posts = host_.exchange(index_, std::span(events_).first(events), posts_);
   for (std::size_t i = 0; i < posts; ++i) {
     const Status status = link_->post(posts_[i].batch);
@@ -59,7 +68,7 @@ bool Rail::step() {
     }
     busy = true;
   }
-  return busy || events > 0;
+  return busy;
 }
 
 bool Rail::arm() {

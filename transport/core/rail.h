@@ -30,6 +30,8 @@ class RailHost {
  public:
   virtual ~RailHost() = default;
   static constexpr std::size_t kPostsMax = 32;
+  // Cheap, without a lock: would exchange() have something to post?
+  virtual bool has_posts(std::size_t rail) = 0;
   // Handles `events` of the Link, then fills `posts` with what the rail should post now.
   virtual std::size_t exchange(std::size_t rail, std::span<const Event> events,
                                std::span<Post> posts) = 0;
@@ -71,6 +73,8 @@ class Rail {
 
  private:
   void loop();
+  // Hands `events` to the host and posts what it wants posted. True: something was.
+  bool exchange(std::size_t events);
 
   static constexpr std::size_t kEventsMax = 64;
   const std::size_t index_;

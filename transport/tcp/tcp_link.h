@@ -84,6 +84,7 @@ class TcpLink final : public Link {
   void list_lane(Lane& lane);
   void serve_lanes();
   void take_ready();
+  bool serve_recent_lane();
   std::size_t hand_out(std::span<Event> events);
 
   // tcp_link_lanes.cc
@@ -123,10 +124,12 @@ class TcpLink final : public Link {
   Token host_{};
   SlotMap<Peer> peers_;
   SlotMap<std::unique_ptr<Lane>> lanes_;
-  Ring<std::uint64_t> active_;           // lanes that want service()
-  std::vector<std::uint64_t> settling_;  // closed lanes whose copies are not over
-  std::size_t strangers_ = 0;            // connections that have not said hello
-  BatchList waiting_token_;              // promise 16
+  Ring<std::uint64_t> active_;                // lanes that want service()
+  std::uint64_t recent_lane_ = 0;             // the last that epoll found readable
+  std::uint32_t recent_misses_ = UINT32_MAX;  // times since that it had nothing
+  std::vector<std::uint64_t> settling_;       // closed lanes whose copies are not over
+  std::size_t strangers_ = 0;                 // connections that have not said hello
+  BatchList waiting_token_;                   // promise 16
   std::int64_t timer_ns_ = INT64_MAX;
   std::int64_t accept_again_ns_ = INT64_MAX;  // out of descriptors until then
 };
