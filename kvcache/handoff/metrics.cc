@@ -30,10 +30,9 @@ void Metrics::visit(MetricVisitor& visitor) const {
                     number(m.bytes));
     visitor.counter("kvlane_handoff_segments_total", "Segments moved by handoffs", labels,
                     number(m.segments));
-    visitor.counter("kvlane_handoff_seconds_sum", "Time from open to commit, summed", labels,
+    visitor.counter("kvlane_handoff_duration_seconds_total",
+                    "Time from open to commit of committed handoffs, summed", labels,
                     number(m.elapsed_us) * 1e-6);
-    visitor.counter("kvlane_handoff_seconds_count", "Handoffs in the sum", labels,
-                    number(m.committed));
   }
   visitor.counter("kvlane_handoff_crc_runs_total", "Runs whose CRC-32C was computed", {},
                   number(crc_runs));

@@ -174,7 +174,7 @@ std::string Fleet::transports() {
   for (const Member& member : members_) {
     if (member.name == "router" || member.name == "rendezvous") continue;
     for (const Sample& sample : samples(fetch_metrics(member.port))) {
-      if (sample.name != "kvl_rail_bytes_total" || sample.value == 0) continue;
+      if (sample.name != "kvlane_rail_bytes_total" || sample.value == 0) continue;
       const std::size_t begin = sample.labels.find("transport=\"");
       if (begin == std::string::npos) continue;
       const std::size_t from = begin + 11;

@@ -375,20 +375,20 @@ void EngineImpl::visit_metrics(MetricVisitor& visitor) const {
     const auto count = [&](std::string_view name, std::string_view help, const Counter& counter) {
       visitor.counter(name, help, labels, static_cast<double>(counter.value()));
     };
-    count("kvl_rail_bytes_total", "Bytes moved by transfers of this engine.", state.bytes);
-    count("kvl_rail_pieces_total", "Pieces completed.", state.pieces);
-    count("kvl_rail_piece_failures_total", "Pieces that ended with an error.", state.failures);
-    count("kvl_rail_notes_total", "Notes received.", state.notes);
+    count("kvlane_rail_bytes_total", "Bytes moved by transfers of this engine.", state.bytes);
+    count("kvlane_rail_pieces_total", "Pieces completed.", state.pieces);
+    count("kvlane_rail_piece_failures_total", "Pieces that ended with an error.", state.failures);
+    count("kvlane_rail_notes_total", "Notes received.", state.notes);
     state.rail->link().visit_metrics(visitor, labels);
   }
-  visitor.gauge("kvl_peers", "Peers known.", {}, static_cast<double>(peers_.size()));
-  visitor.gauge("kvl_transfers_inflight", "Transfers not ended.", {},
+  visitor.gauge("kvlane_peers", "Peers known.", {}, static_cast<double>(peers_.size()));
+  visitor.gauge("kvlane_transfers_inflight", "Transfers not ended.", {},
                 static_cast<double>(transfers_.size()));
-  visitor.counter("kvl_control_refused_total", "Control connections or messages refused.", {},
+  visitor.counter("kvlane_control_refused_total", "Control connections or messages refused.", {},
                   static_cast<double>(refused_.value()));
-  visitor.counter("kvl_piece_retries_total", "Pieces posted again on another path.", {},
+  visitor.counter("kvlane_piece_retries_total", "Pieces posted again on another path.", {},
                   static_cast<double>(retries_.value()));
-  visitor.counter("kvl_peers_lost_total", "Peers lost.", {},
+  visitor.counter("kvlane_peers_lost_total", "Peers lost.", {},
                   static_cast<double>(peers_lost_.value()));
 }
 

@@ -256,16 +256,16 @@ void ShmLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) 
   const auto count = [&](std::string_view name, std::string_view help, const Counter& counter) {
     visitor.counter(name, help, labels, static_cast<double>(counter.value()));
   };
-  count("kvl_shm_bytes_written_total", "Bytes copied to peers", bytes_written_);
-  count("kvl_shm_bytes_read_total", "Bytes copied from peers", bytes_read_);
-  count("kvl_shm_batches_ok_total", "Batches that ended ok", batches_ok_);
-  count("kvl_shm_batches_failed_total", "Batches that ended otherwise", batches_failed_);
-  count("kvl_shm_notes_sent_total", "Notes written", notes_sent_);
-  count("kvl_shm_notes_received_total", "Notes taken", notes_received_);
-  count("kvl_shm_doorbells_total", "Sleeping peers that were woken", doorbells_);
-  count("kvl_shm_refused_connections_total", "Connections that were no peer of ours",
+  count("kvlane_shm_bytes_written_total", "Bytes copied to peers", bytes_written_);
+  count("kvlane_shm_bytes_read_total", "Bytes copied from peers", bytes_read_);
+  count("kvlane_shm_batches_ok_total", "Batches that ended ok", batches_ok_);
+  count("kvlane_shm_batches_failed_total", "Batches that ended otherwise", batches_failed_);
+  count("kvlane_shm_notes_sent_total", "Notes written", notes_sent_);
+  count("kvlane_shm_notes_received_total", "Notes taken", notes_received_);
+  count("kvlane_shm_doorbells_total", "Sleeping peers that were woken", doorbells_);
+  count("kvlane_shm_refused_connections_total", "Connections that were no peer of ours",
         refused_connections_);
-  count("kvl_shm_refused_memory_total", "Memory of peers that could not be used", denied_memory_);
+  count("kvlane_shm_refused_memory_total", "Memory of peers that could not be used", denied_memory_);
 }
 
 }  // namespace kvl::shm

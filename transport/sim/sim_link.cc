@@ -298,11 +298,11 @@ std::int64_t SimLink::next_timer_ns() const {
 }
 
 void SimLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) const {
-  visitor.counter("kvl_sim_bytes_total", "Bytes acknowledged.", labels,
+  visitor.counter("kvlane_sim_bytes_total", "Bytes acknowledged.", labels,
                   static_cast<double>(bytes_.value()));
-  visitor.counter("kvl_sim_packets_total", "Data packets sent.", labels,
+  visitor.counter("kvlane_sim_packets_total", "Data packets sent.", labels,
                   static_cast<double>(packets_.value()));
-  visitor.counter("kvl_sim_runs_refused_total", "Runs of peers refused here.", labels,
+  visitor.counter("kvlane_sim_runs_refused_total", "Runs of peers refused here.", labels,
                   static_cast<double>(refused_.value()));
 }
 

@@ -8,13 +8,13 @@ namespace {
 
 TEST(PrometheusText, GroupsFamiliesAndEscapesLabels) {
   PrometheusText out;
-  out.counter("kvl_bytes_total", "Bytes moved.", {{"peer", "a\"b"}}, 3);
-  out.gauge("kvl_peers", "Peers.", {}, 1.5);
-  out.counter("kvl_bytes_total", "Bytes moved.", {{"peer", "c"}}, 4);
+  out.counter("kvlane_bytes_total", "Bytes moved.", {{"peer", "a\"b"}}, 3);
+  out.gauge("kvlane_peers", "Peers.", {}, 1.5);
+  out.counter("kvlane_bytes_total", "Bytes moved.", {{"peer", "c"}}, 4);
   EXPECT_EQ(out.text(),
-            "# HELP kvl_bytes_total Bytes moved.\n# TYPE kvl_bytes_total counter\n"
-            "kvl_bytes_total{peer=\"a\\\"b\"} 3\nkvl_bytes_total{peer=\"c\"} 4\n"
-            "# HELP kvl_peers Peers.\n# TYPE kvl_peers gauge\nkvl_peers 1.5\n");
+            "# HELP kvlane_bytes_total Bytes moved.\n# TYPE kvlane_bytes_total counter\n"
+            "kvlane_bytes_total{peer=\"a\\\"b\"} 3\nkvlane_bytes_total{peer=\"c\"} 4\n"
+            "# HELP kvlane_peers Peers.\n# TYPE kvlane_peers gauge\nkvlane_peers 1.5\n");
 }
 
 }  // namespace

@@ -351,7 +351,7 @@ TEST_P(EngineTest, GarbageOnTheControlPortIsRefusedAndCounted) {
   const auto refused = [&] {
     PrometheusText text;
     c.b->visit_metrics(text);
-    return text.text().find("kvl_control_refused_total 1") != std::string::npos;
+    return text.text().find("kvlane_control_refused_total 1") != std::string::npos;
   };
   for (int i = 0; i < 10000 && !refused(); ++i) {
     c.a.pump();

@@ -90,7 +90,7 @@ TEST(ShmHostile, StrangersAreRefusedAndCounted) {
   struct Count final : MetricVisitor {
     void counter(std::string_view name, std::string_view, const MetricLabels&,
                  double value) override {
-      if (name == "kvl_shm_refused_connections_total") refused = value;
+      if (name == "kvlane_shm_refused_connections_total") refused = value;
     }
     void gauge(std::string_view, std::string_view, const MetricLabels&, double) override {}
     double refused = 0;
