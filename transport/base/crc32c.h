@@ -4,11 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 namespace kvl {
 
-// Of `data`, going on from `crc` (the result for the bytes before it; 0: none). Uses the CPU's
-// instruction where it has one (some 30 GB/s in cache), tables elsewhere (2 GB/s). Thread-safe.
+// Of `data`, going on from `crc` (the result for the bytes before it; 0: none). Uses the best that
+// the CPU has; `crc_bench` measures it. Thread-safe.
 std::uint32_t crc32c(std::span<const std::byte> data, std::uint32_t crc = 0);
 
 // Of `count` pieces of `bytes` each, `stride` apart, as if they lay one after the other.
@@ -17,7 +18,13 @@ std::uint32_t crc32c_strided(const std::byte* first, std::uint64_t bytes, std::u
 
 // The table implementation, which crc32c() uses where the CPU has no instruction.
 std::uint32_t crc32c_portable(std::span<const std::byte> data, std::uint32_t crc = 0);
-// Whether this CPU has the instruction.
+// The implementations that this CPU can run, the best first; tables are always the last.
+struct Crc32cKind {
+  std::string_view name;
+  std::uint32_t (*run)(std::span<const std::byte> data, std::uint32_t crc);
+};
+std::span<const Crc32cKind> crc32c_kinds();
+// Whether there is more than tables.
 bool crc32c_has_hardware();
 
 }  // namespace kvl
