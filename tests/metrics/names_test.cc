@@ -29,7 +29,7 @@ TEST(MetricNames, EngineAndTransports) {
   const std::string text = shown(*const_cast<TestEngine&>(engine).operator->());
   EXPECT_THAT(text, HasSubstr("kvlane_rail_bytes_total{"));
   EXPECT_THAT(text, HasSubstr("kvlane_tcp_sent_bytes_total{"));
-  EXPECT_THAT(text, HasSubstr("kvlane_shm_bytes_written_total{"));
+  EXPECT_THAT(text, HasSubstr("kvlane_shm_written_bytes_total{"));
   EXPECT_THAT(bad_metrics(text), IsEmpty());
 }
 

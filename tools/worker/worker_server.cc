@@ -307,7 +307,7 @@ void Worker::visit_metrics(MetricVisitor& visitor) const {
   counter("kvlane_worker_output_tokens_total", "Tokens generated", f.output_tokens);
   counter("kvlane_worker_handoffs_ok_total", "Handoffs committed", f.handoffs_ok);
   counter("kvlane_worker_handoffs_failed_total", "Handoffs failed", f.handoffs_failed);
-  counter("kvlane_worker_bytes_moved_total", "KV bytes received by handoffs", f.bytes_moved);
+  counter("kvlane_worker_moved_bytes_total", "KV bytes received by handoffs", f.bytes_moved);
   counter("kvlane_worker_pages_moved_total", "KV pages received by handoffs", f.pages_moved);
   counter("kvlane_worker_pages_verified_total", "KV pages compared byte by byte", f.pages_verified);
   counter("kvlane_worker_pages_wrong_total", "KV pages found wrong", f.pages_wrong);

@@ -256,8 +256,8 @@ void ShmLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) 
   const auto count = [&](std::string_view name, std::string_view help, const Counter& counter) {
     visitor.counter(name, help, labels, static_cast<double>(counter.value()));
   };
-  count("kvlane_shm_bytes_written_total", "Bytes copied to peers", bytes_written_);
-  count("kvlane_shm_bytes_read_total", "Bytes copied from peers", bytes_read_);
+  count("kvlane_shm_written_bytes_total", "Bytes copied to peers", bytes_written_);
+  count("kvlane_shm_read_bytes_total", "Bytes copied from peers", bytes_read_);
   count("kvlane_shm_batches_ok_total", "Batches that ended ok", batches_ok_);
   count("kvlane_shm_batches_failed_total", "Batches that ended otherwise", batches_failed_);
   count("kvlane_shm_notes_sent_total", "Notes written", notes_sent_);
