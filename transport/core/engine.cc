@@ -315,7 +315,11 @@ void EngineImpl::emit(EngineEvent event) {
 }
 
 std::size_t EngineImpl::poll(std::span<EngineEvent> events) {
-  if (!threaded_) drive(world_.clock != nullptr);
+  if (!threaded_) {
+    const bool slept = armed_.load(std::memory_order_relaxed);
+    disarm();
+    drive(slept || world_.clock != nullptr);
+  }
   const Lock lock(mutex_);
   std::size_t count = 0;
   while (count < events.size() && !events_.empty()) {
@@ -330,39 +334,54 @@ std::size_t EngineImpl::poll(std::span<EngineEvent> events) {
   return count;
 }
 
-bool EngineImpl::wait(std::int64_t timeout_ms) {
-  const auto has_events = [this] {
-    const Lock lock(mutex_);
-    return !events_.empty();
-  };
-  if (has_events()) return true;
-  if (threaded_) {
-    pollfd waits{event_fd_.get(), POLLIN, 0};
-    ::poll(&waits, 1, static_cast<int>(std::min<std::int64_t>(timeout_ms, INT32_MAX)));
-    return has_events();
-  }
+bool EngineImpl::has_events() const {
+  const Lock lock(mutex_);
+  return !events_.empty();
+}
+
+std::int64_t EngineImpl::arm(std::int64_t most_ms) {
+  if (has_events()) return 0;
+  if (threaded_) return most_ms;
   drive(true);
-  if (has_events()) return true;
-  if (timeout_ms <= 0) return false;
-  bool armed = true;
-  std::int64_t sleep_ms = std::min<std::int64_t>(timeout_ms, control_sleep_ms(100));
+  if (has_events() || most_ms <= 0) return 0;
+  std::int64_t sleep_ms = std::min<std::int64_t>(most_ms, control_sleep_ms(100));
+  const std::lock_guard<std::mutex> driving(drive_mutex_);
+  armed_.store(true, std::memory_order_relaxed);
   control_sleeping_.store(true, std::memory_order_seq_cst);
   for (RailState& state : rails_) {
-    const std::lock_guard<std::mutex> driving(drive_mutex_);
-    armed = armed && state.rail->arm();
+    if (!state.rail->arm()) return 0;
     sleep_ms = state.rail->sleep_ms(state.rail->wait_fd() < 0 ? std::min<std::int64_t>(1, sleep_ms)
                                                               : sleep_ms);
   }
-  if (armed && !has_outbox_.load(std::memory_order_seq_cst)) {
-    pollfd waits{event_fd_.get(), POLLIN, 0};
-    ::poll(&waits, 1, static_cast<int>(sleep_ms));
-  }
+  return has_outbox_.load(std::memory_order_seq_cst) ? 0 : sleep_ms;
+}
+
+// After a sleep: what woke us must not keep event_fd() readable.
+void EngineImpl::disarm() {
+  if (!armed_.exchange(false, std::memory_order_relaxed)) return;
+  const std::lock_guard<std::mutex> driving(drive_mutex_);
   for (RailState& state : rails_) state.rail->woken();
   control_sleeping_.store(false, std::memory_order_relaxed);
   std::uint64_t count = 0;
   [[maybe_unused]] const ssize_t n = ::read(control_wake_.get(), &count, sizeof(count));
+}
+
+bool EngineImpl::wait(std::int64_t timeout_ms) {
+  if (has_events()) return true;
+  if (const std::int64_t sleep_ms = arm(timeout_ms); sleep_ms > 0) {
+    pollfd waits{event_fd_.get(), POLLIN, 0};
+    ::poll(&waits, 1, static_cast<int>(std::min<std::int64_t>(sleep_ms, INT32_MAX)));
+  }
+  if (threaded_) return has_events();
+  disarm();
   drive(true);
   return has_events();
+}
+
+std::vector<RailInfo> EngineImpl::rails() const {
+  std::vector<RailInfo> all;
+  for (const control::RailName& rail : rail_names_) all.push_back({rail.transport, rail.device});
+  return all;
 }
 
 void EngineImpl::visit_metrics(MetricVisitor& visitor) const {

@@ -33,6 +33,7 @@ class EngineImpl final : public Engine, public RailHost {
   std::string address() const override { return address_; }
   EngineId id() const override { return id_; }
   std::uint64_t epoch() const override { return epoch_; }
+  std::vector<RailInfo> rails() const override;
   Result<MemoryHandle> register_memory(const Memory&) override;
   Status deregister_memory(MemoryHandle) override;
   Result<PeerHandle> connect(std::string_view address) override;
@@ -44,6 +45,7 @@ class EngineImpl final : public Engine, public RailHost {
   std::size_t poll(std::span<EngineEvent> events) override;
   bool wait(std::int64_t timeout_ms) override;
   int event_fd() const override { return event_fd_.get(); }
+  std::int64_t arm(std::int64_t most_ms) override;
   void visit_metrics(MetricVisitor&) const override;
 
  private:
@@ -103,6 +105,8 @@ class EngineImpl final : public Engine, public RailHost {
   bool control_step();
   void control_loop();
   void drive(bool control);
+  bool has_events() const;
+  void disarm();
   void wake_control();
   void emit(EngineEvent event);
   std::int64_t control_sleep_ms(std::int64_t max_ms);
@@ -153,6 +157,7 @@ class EngineImpl final : public Engine, public RailHost {
   void piece_ended(TransferState& transfer, std::uint32_t piece, Code code, std::uint64_t bytes);
   bool next_post(Peer& peer, std::uint16_t pair, Post& post);
   bool choose_rank(const Peer& peer, TransferState& transfer);
+  void look_for_rank(const Peer& peer, TransferState& transfer, RailSet avoid);
   bool fill_table(Peer& peer, std::uint16_t pair, TransferState& transfer);
   void end_transfer(TransferState& transfer, Code code, std::int64_t grace_ns);
   bool check_finished(TransferState& transfer);
@@ -201,6 +206,7 @@ class EngineImpl final : public Engine, public RailHost {
   std::thread control_thread_;
   std::mutex drive_mutex_;  // progress = caller: one driver at a time
   std::int64_t control_polled_ns_ = 0;
+  std::atomic<bool> armed_{false};
 };
 
 }  // namespace kvl

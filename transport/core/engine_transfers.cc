@@ -217,11 +217,18 @@ void EngineImpl::on_note(std::size_t index, const Event& event) {
 bool EngineImpl::choose_rank(const Peer& peer, TransferState& transfer) {
   if (transfer.rank_version == peer.version) return transfer.rank >= 0;
   transfer.rank_version = peer.version;
+  look_for_rank(peer, transfer, transfer.request.avoid);
+  if (transfer.rank < 0 && transfer.avoid != 0) look_for_rank(peer, transfer, 0);
+  return transfer.rank >= 0;
+}
+
+void EngineImpl::look_for_rank(const Peer& peer, TransferState& transfer, RailSet avoid) {
   transfer.rank = -1;
+  transfer.avoid = avoid;
   int waiting = INT32_MAX;
   for (std::size_t i = 0; i < peer.pairs.size(); ++i) {
     const Pair& pair = peer.pairs[i];
-    if (pair.state != Pair::State::up) continue;
+    if (pair.state != Pair::State::up || (rail_bit(pair.rail) & avoid) != 0) continue;
     const std::uint32_t needed = static_cast<std::uint32_t>(
         transfer.request.direction == Direction::write ? Cap::write : Cap::read);
     bool usable = (rails_[pair.rail].rail->device().caps & needed) != 0, pending = false;
@@ -243,7 +250,6 @@ bool EngineImpl::choose_rank(const Peer& peer, TransferState& transfer) {
   }
   // A better way is just being opened to this memory: it is worth the moment.
   if (waiting < transfer.rank) transfer.rank = -1;
-  return transfer.rank >= 0;
 }
 
 // The ids of the regions on this pair. False: this pair cannot reach one of them.
@@ -276,7 +282,7 @@ bool EngineImpl::next_post(Peer& peer, std::uint16_t index, Post& post) {
   for (const std::uint64_t id : peer.transfers) {
     TransferState& transfer = *transfers_.find(id);
     if (!transfer.has_work() || !choose_rank(peer, transfer) || transfer.rank != pair.rank ||
-        !fill_table(peer, index, transfer)) {
+        (rail_bit(pair.rail) & transfer.avoid) != 0 || !fill_table(peer, index, transfer)) {
       continue;
     }
     std::uint32_t number = transfer.next;
@@ -290,6 +296,7 @@ bool EngineImpl::next_post(Peer& peer, std::uint16_t index, Post& post) {
     piece.state = Piece::State::posted;
     piece.pair = index;
     piece.incarnation = pair.incarnation;
+    transfer.rails |= rail_bit(pair.rail);
     ++transfer.posted;
     ++pair.inflight;
     const RegionTable& table = transfer.tables[index];
@@ -462,6 +469,7 @@ void EngineImpl::finish(TransferState& transfer) {
   event.transfer = {transfer.id};
   event.user = transfer.request.user;
   event.bytes = transfer.bytes_done;
+  event.rails = transfer.rails;
   for (const MemoryHandle handle : transfer.locals) {
     if (MemoryState* const memory = memories_.find(handle.value)) --memory->uses;
   }

@@ -10,6 +10,8 @@
 
 namespace kvl {
 
+constexpr RailSet rail_bit(std::size_t rail) { return rail < 64 ? RailSet{1} << rail : 0; }
+
 // queued -> posted -> done; back to queued when a rail was lost.
 struct Piece {
   enum class State : std::uint8_t { queued, posted, done };
@@ -60,6 +62,8 @@ struct TransferState {
   std::vector<MemoryHandle> locals, remotes;  // copies: small, and looked up often
   std::uint64_t rank_version = 0;             // of the peer when `rank` was computed
   int rank = -1;                              // transport rank in use; -1: none yet
+  RailSet avoid = 0;                          // of the request, while another rail can do it
+  RailSet rails = 0;                          // that were given a piece
 
   void reset() {
     request = Transfer{};
@@ -71,6 +75,7 @@ struct TransferState {
     bytes_done = 0;
     rank_version = 0;
     rank = -1;
+    avoid = rails = 0;
     again.clear();
     ranges.clear();
     pieces.clear();

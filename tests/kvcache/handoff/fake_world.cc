@@ -47,6 +47,7 @@ Result<TransferId> FakeEngine::submit(const Transfer& transfer) {
   flight.ops = transfer.ops;
   flight.locals = transfer.locals;
   flight.remotes = transfer.remotes;
+  flight.rail = (transfer.avoid & 1U) != 0 ? 1 : 0;
   world_.flights_.push_back(flight);
   return TransferId{flight.id};
 }
@@ -177,6 +178,7 @@ void FakeWorld::end(std::size_t index, Code code, Physical physical) {
   event.peer = handle(flight.to);
   event.transfer = {flight.id};
   event.user = flight.user;
+  event.rails = RailSet{1} << flight.rail;
   engines_[flight.from]->events_.push_back(event);
 }
 
@@ -188,6 +190,7 @@ void FakeWorld::land(const Flight& flight, const PageOp& op) {
                                       op.remote_offset + i * op.remote_stride, op.bytes);
     const bool write = flight.direction == Direction::write;
     std::memcpy(write ? remote : local, write ? local : remote, op.bytes);
+    if (corrupt) corrupt(flight.rail, write ? remote : local, op.bytes);
     if (on_landed) on_landed(write ? remote : local, op.bytes);
   }
 }

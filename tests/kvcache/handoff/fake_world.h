@@ -46,7 +46,9 @@ class FakeEngine final : public Engine {
   std::size_t poll(std::span<EngineEvent> events) override;
   bool wait(std::int64_t) override { return !events_.empty(); }
   int event_fd() const override { return -1; }
+  std::int64_t arm(std::int64_t most_ms) override { return events_.empty() ? most_ms : 0; }
   void visit_metrics(MetricVisitor&) const override {}
+  std::vector<RailInfo> rails() const override { return {{"fake", "a"}, {"fake", "b"}}; }
 
   int refuse_submits = 0;  // the next so many answer exhausted
   int refuse_sends = 0;
@@ -97,6 +99,9 @@ class FakeWorld {
   std::function<bool(std::size_t from, std::size_t to, std::vector<std::byte>&)> on_message;
   // Called after each run has landed.
   std::function<void(std::byte* at, std::uint64_t bytes)> on_landed;
+  // Called when a run lands, by the rail that carries it (0, or 1 when 0 is to be avoided): may
+  // change the bytes.
+  std::function<void(std::size_t rail, std::byte* at, std::uint64_t bytes)> corrupt;
   bool hold_transfers = false;  // transfers make no progress
   bool hold_messages = false;
 
@@ -115,6 +120,7 @@ class FakeWorld {
     std::span<const PageOp> ops;  // the submitter's: read only while the transfer lives
     std::span<const MemoryHandle> locals, remotes;
     std::size_t next_op = 0;
+    std::size_t rail = 0;
     bool cancelled = false;
   };
   // A write that was given up without proof: it may land at any time until the fence.

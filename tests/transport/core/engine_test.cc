@@ -2,11 +2,15 @@
 #include "kvl/engine.h"
 
 #include <gtest/gtest.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 #include <random>
+#include <thread>
 
 #include "tests/support/engine_pair.h"
 #include "transport/base/address.h"
@@ -117,6 +121,75 @@ TEST_P(EngineTest, WritesPagesThenShowsTheNote) {
   EXPECT_EQ(done.user, 77U);
   EXPECT_EQ(done.bytes, 8U << 20);
   EXPECT_EQ(done.physical, Physical::quiescent);
+}
+
+// An outer loop that looks at event_fd() only: every arrival wakes it, and it does not spin.
+TEST_P(EngineTest, AnOuterLoopSleepsOnTheEventDescriptor) {
+  // Without timers: whoever is not woken by an arrival sleeps until the deadlines below.
+  Couple c(flags({{"heartbeat_ms", "60000"}, {"peer_timeout_ms", "600000"}}), 1 << 20);
+  fill(*c.here, 1);
+  const auto ops = shuffled_pages(16, 65536, 2);
+  constexpr int kRounds = 50;
+  const int outer = ::epoll_create1(EPOLL_CLOEXEC);
+  epoll_event watched{EPOLLIN, {}};
+  ASSERT_EQ(::epoll_ctl(outer, EPOLL_CTL_ADD, c.b->event_fd(), &watched), 0);
+  std::atomic<int> notes{0};
+  std::atomic<std::uint64_t> sleeps{0};
+  std::thread target([&] {
+    const SteadyClock clock;
+    const std::int64_t end_ns = clock.now_ns() + 20'000'000'000;
+    while (notes < kRounds && clock.now_ns() < end_ns) {
+      EngineEvent events[8];
+      while (const std::size_t count = c.b->poll(events)) {
+        for (std::size_t i = 0; i < count; ++i) notes += events[i].kind == Kind::note ? 1 : 0;
+      }
+      if (notes >= kRounds || c.b->arm(30'000) <= 0) continue;
+      ++sleeps;
+      epoll_event ready{};
+      ::epoll_wait(outer, &ready, 1, 30'000);
+    }
+  });
+  for (int round = 0; round < kRounds && !HasFailure(); ++round) {
+    const std::byte note[1] = {static_cast<std::byte>(round)};
+    Transfer t = c.transfer(ops);
+    t.note = note;
+    if (!c.a->submit(t).ok()) break;
+    EXPECT_EQ(c.a.wait(Kind::transfer).code, Code::ok) << "the target slept through an arrival";
+  }
+  target.join();
+  ::close(outer);
+  EXPECT_EQ(notes, kRounds);
+  EXPECT_GT(sleeps, 0U) << "it never slept";
+}
+
+// Rails that are to be avoided carry a transfer only where no other one can.
+TEST(EnginePaths, AvoidedRailsAreTheLastChoice) {
+  Couple c({}, 1 << 20);
+  fill(*c.here, 1);
+  const auto ops = shuffled_pages(16, 65536, 2);
+  RailSet tcp = 0, shm = 0;
+  const std::vector<RailInfo> rails = c.a->rails();
+  for (std::size_t i = 0; i < rails.size(); ++i) {
+    if (rails[i].transport == "tcp") tcp |= RailSet{1} << i;
+    if (rails[i].transport == "shm") shm |= RailSet{1} << i;
+  }
+  ASSERT_NE(tcp, 0U);
+  ASSERT_NE(shm, 0U);
+  // Both ways must be up before there is a choice.
+  const SteadyClock clock;
+  const std::int64_t end_ns = clock.now_ns() + 10'000'000'000;
+  const auto rails_of = [&](RailSet avoid) {
+    Transfer t = c.transfer(ops);
+    t.avoid = avoid;
+    EXPECT_TRUE(c.a->submit(t).ok());
+    const EngineEvent done = c.a.wait(Kind::transfer, {&c.b});
+    EXPECT_EQ(done.code, Code::ok);
+    return done.rails;
+  };
+  while (rails_of(0) != shm || (rails_of(shm) & tcp) == 0) ASSERT_LT(clock.now_ns(), end_ns);
+  EXPECT_EQ(rails_of(shm) & shm, 0U);
+  EXPECT_EQ(rails_of(shm | tcp), shm) << "nothing is left to choose from";
+  EXPECT_EQ(wrong(ops, c.here->data(), c.there->data()), 0U);
 }
 
 TEST_P(EngineTest, ReadsPages) {

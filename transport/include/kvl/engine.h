@@ -69,6 +69,12 @@ struct EngineConfig {
 };
 std::vector<Setting> engine_settings();
 
+// A set of this engine's rails: bit i is rail i of Engine::rails(). Rails beyond 63 are in no set.
+using RailSet = std::uint64_t;
+struct RailInfo {
+  std::string transport, device;
+};
+
 // One movement of pages between this process and a peer. `ops`, `locals`, `remotes` and the flag of
 // `after` stay the caller's and must not change or go away until the transfer event.
 struct Transfer {
@@ -82,6 +88,7 @@ struct Transfer {
   std::span<const std::byte> note;
   std::int64_t timeout_ms = 0;  // 0: EngineConfig::transfer_timeout_ms
   std::uint64_t user = 0;       // comes back in the event
+  RailSet avoid = 0;            // rails that carry it only while no other one can
 };
 
 // What is known of the memory on both sides once a transfer has ended.
@@ -93,7 +100,7 @@ enum class Physical : std::uint8_t {
 
 struct EngineEvent {
   enum class Kind : std::uint8_t {
-    transfer,   // transfer, user, code, physical, bytes. Exactly one per accepted submit
+    transfer,   // transfer, user, code, physical, bytes, rails. Exactly one per accepted submit
     note,       // peer, data (<= kTransferNoteBytesMax)
     message,    // peer, data: from the peer's Engine::send
     peer_up,    // peer, epoch
@@ -107,6 +114,7 @@ struct EngineEvent {
   TransferId transfer;
   std::uint64_t user = 0;
   std::uint64_t bytes = 0;  // acknowledged
+  RailSet rails = 0;        // that were given a piece of it
   std::uint64_t epoch = 0;
   std::vector<std::byte> data;
 };
@@ -147,6 +155,7 @@ class Engine {
   virtual std::string address() const = 0;  // what peers pass to connect()
   virtual EngineId id() const = 0;
   virtual std::uint64_t epoch() const = 0;  // grows with every start of a process on this host
+  virtual std::vector<RailInfo> rails() const = 0;  // those that are open; they stay
 
   // Registers with every rail and tells every peer. The memory must stay mapped until deregistered.
   virtual Result<MemoryHandle> register_memory(const Memory&) = 0;
@@ -174,8 +183,18 @@ class Engine {
   virtual std::size_t poll(std::span<EngineEvent> events) = 0;
   // Sleeps until poll() has something or the time is over (0: do not sleep). True: there is.
   virtual bool wait(std::int64_t timeout_ms) = 0;
-  // Readable when poll() has something to do, for an outer event loop.
+  // Readable when poll() has something to do, for an outer event loop that sleeps by itself:
+  //
+  //   while (running) {
+  //     while (engine.poll(events) > 0) …;
+  //     const std::int64_t ms = engine.arm(1000);
+  //     if (ms > 0) epoll_wait(outer, …, ms);  // event_fd() is in `outer`, level-triggered
+  //   }
   virtual int event_fd() const = 0;
+  // Before each such sleep: how long it may be, at most `most_ms`; 0: call poll() again first. With
+  // progress = caller nothing of a rail wakes event_fd() without it, and the engine's timers
+  // (heartbeats, deadlines) run in poll() only.
+  virtual std::int64_t arm(std::int64_t most_ms) = 0;
 
   virtual void visit_metrics(MetricVisitor&) const = 0;
 };
