@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "kvl/log.h"
 #include "transport/base/crc32c.h"
 
 namespace kvl::handoff {
@@ -14,12 +15,17 @@ Core::Core(Engine& engine_in, const Clock& clock_in, HandoffRank rank_in, Handof
       rank(std::move(rank_in)),
       config(std::move(config_in)),
       cpu_readable(std::ranges::all_of(rank.regions,
-                                       [](const HandoffRegion& r) { return r.data != nullptr; })) {
+                                       [](const HandoffRegion& r) { return r.data != nullptr; })),
+      crc_cost(static_cast<std::uint32_t>(config.crc_sample), crc32c_has_hardware()) {
   for (const HandoffRegion& region : rank.regions) handles.push_back(region.handle);
-  if (config.crc == "all") crc = {CrcMode::all, 1};
-  if (config.crc == "sampled") {
-    crc = {CrcMode::sampled, static_cast<std::uint32_t>(config.crc_sample)};
-  }
+  publish_crc();
+}
+
+std::pair<std::uint64_t, Segment*> Core::new_segment() {
+  const auto slot = segments.insert();
+  slot.second->again = false;
+  slot.second->avoid = slot.second->rails = 0;
+  return slot;
 }
 
 std::int64_t Core::deadline_from(std::int64_t deadline_ms) const {
@@ -41,10 +47,12 @@ Status Core::start(std::uint64_t segment_id, Direction direction) {
   transfer.remotes = segment->remote->handles;
   transfer.timeout_ms = std::max<std::int64_t>(left_ms, 1);
   transfer.user = segment_id;
+  transfer.avoid = segment->avoid;
   const Result<TransferId> id = engine.submit(transfer);
   if (id.ok()) {
     segment->transfer = id->value;
     by_transfer[id->value] = segment_id;
+    crc_cost.began(clock.now_ns());
     return {};
   }
   if (id.code() != Code::exhausted) return id.status();
@@ -158,29 +166,6 @@ void Core::note_unproven(std::uint64_t room) {
   }
 }
 
-std::uint64_t mix(std::uint64_t value) {
-  value += 0x9e3779b97f4a7c15U;
-  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9U;
-  value = (value ^ (value >> 27)) * 0x94d049bb133111ebU;
-  return value ^ (value >> 31);
-}
-
-std::vector<std::uint32_t> checksums(std::span<const PageOp> ops,
-                                     std::span<const HandoffRegion> regions, CrcChoice choice,
-                                     std::uint64_t room, std::uint32_t seq) {
-  std::vector<std::uint32_t> crcs;
-  if (choice.mode == CrcMode::off) return crcs;
-  const std::uint64_t seed = mix(room ^ (std::uint64_t{seq} << 32));
-  for (std::size_t i = 0; i < ops.size(); ++i) {
-    // The first run of a segment is always checked, so that a sample is never empty.
-    if (choice.mode == CrcMode::sampled && i != 0 && mix(seed + i) % choice.sample != 0) continue;
-    const PageOp& op = ops[i];
-    crcs.push_back(crc32c_strided(regions[op.local_region].data + op.local_offset, op.bytes,
-                                  op.count, op.local_stride));
-  }
-  return crcs;
-}
-
 Range layers_between(const PageLayout& src, const PageLayout& dst, std::size_t group) {
   const LayoutGroup& a = src.groups()[group];
   const LayoutGroup& b = dst.groups()[group];
@@ -204,11 +189,6 @@ std::uint64_t token_layer_bytes(const PageLayout& layout) {
     most = std::max(most, parts * group.heads.count * group.head_bytes());
   }
   return most;
-}
-
-CrcChoice stronger(CrcChoice a, CrcChoice b) {
-  if (a.mode != b.mode) return a.mode > b.mode ? a : b;
-  return {a.mode, std::min(a.sample, b.sample)};
 }
 
 Status check_pages(const LayoutGroup& group, std::span<const std::uint32_t> ids,

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "kvcache/handoff/integrity.h"
 #include "kvcache/handoff/wire.h"
 #include "kvl/handoff.h"
 #include "kvl/metrics.h"
@@ -66,6 +67,9 @@ struct Segment {
   PeerHandle peer;
   std::int64_t deadline_ns = 0;
   std::uint64_t transfer = 0;  // 0: waits for room in the engine
+  bool again = false;          // its first attempt failed the checksum
+  RailSet avoid = 0;           // of that attempt
+  RailSet rails = 0;           // that carried it, once it has ended
   std::shared_ptr<const RemoteRank> remote;
   SegmentMessage message;
   TransferPlan plan;
@@ -81,7 +85,11 @@ struct Metrics {
     Counter elapsed_us;  // of committed ones
   };
   std::array<Side, 2> sides;  // by HandoffSide
-  Counter crc_runs, crc_mismatches;
+  Counter crc_runs;
+  std::array<Counter, 2> crc_retries_ok, crc_retries_failed;  // by HandoffSide
+  CorruptCounts corrupt;
+  std::atomic<std::uint32_t> crc_every{0};
+  std::atomic<double> crc_cost{0};
   Counter bad_messages, stale_messages, early_kept, early_dropped;
   Counter peers_ready, peers_refused;
 
@@ -98,10 +106,23 @@ class Core {
   const Clock& clock;
   const HandoffRank rank;
   const HandoffConfig config;
-  CrcChoice crc;              // what this rank asks for
   bool cpu_readable = false;  // all regions
+  CrcCost crc_cost;
   std::vector<MemoryHandle> handles;
   Metrics metrics;
+
+  // --- integrity
+  // What this rank asks for.
+  CrcChoice crc_wish() const;
+  // checksums() of this rank, counted and timed.
+  std::vector<std::uint32_t> take_checksums(std::span<const PageOp> ops, CrcChoice choice,
+                                            std::uint64_t room, std::uint32_t seq);
+  // "tcp/eth0", or several joined by "+".
+  std::string path_name(RailSet rails) const;
+  // Counts and tells that a segment's bytes were wrong.
+  void note_corrupt(HandoffSide side, PeerHandle peer, std::uint64_t room, std::uint32_t seq,
+                    const std::string& path, bool again);
+  void note_moved(const Segment& segment, Code code);
 
   // --- events for the owner
   void emit(HandoffEvent event) { events.push_back(std::move(event)); }
@@ -125,7 +146,7 @@ class Core {
 
   // --- transfers
   // A segment to fill and start(); its slot is the name.
-  std::pair<std::uint64_t, Segment*> new_segment() { return segments.insert(); }
+  std::pair<std::uint64_t, Segment*> new_segment();
   // ok: on its way, or waiting for the engine; exactly one end follows. Else: nothing happened.
   Status start(std::uint64_t segment_id, Direction direction);
   // False: it had not started and is gone; no end follows.
@@ -170,21 +191,13 @@ class Core {
   std::int64_t deadline_from(std::int64_t deadline_ms) const;
 
  private:
+  void publish_crc();
   void greet(Peer& peer);
   void send_bytes(Peer& peer, std::vector<std::byte> bytes);
   Status check(const Hello& hello, std::shared_ptr<const RemoteRank>& remote,
                std::string& reason) const;
   bool settle_peer(Peer& peer, bool was_ready, bool was_refused);
 };
-
-// splitmix64 (Steele, Lea, Flood): a number that looks random.
-std::uint64_t mix(std::uint64_t value);
-
-// Checksums of the chosen runs of a segment's plan, of this rank's side of it. Which runs are
-// chosen depends on what both sides know: room, segment, run.
-std::vector<std::uint32_t> checksums(std::span<const PageOp> ops,
-                                     std::span<const HandoffRegion> regions, CrcChoice choice,
-                                     std::uint64_t room, std::uint32_t seq);
 
 // Whether `src` sends layers of group `g` to `dst`, and which.
 Range layers_between(const PageLayout& src, const PageLayout& dst, std::size_t group);
@@ -194,8 +207,6 @@ Range layer_span(const PageLayout& layout);
 
 // Of one token in one layer of a group: an estimate, to cut segments by.
 std::uint64_t token_layer_bytes(const PageLayout& layout);
-
-CrcChoice stronger(CrcChoice a, CrcChoice b);
 
 // `ids` are pages of `group` and enough for tokens [first_token, tokens).
 Status check_pages(const LayoutGroup& group, std::span<const std::uint32_t> ids,

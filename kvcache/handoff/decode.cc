@@ -124,7 +124,7 @@ void DecodeRooms::send_accept(Room& room, Source& source, Peer& peer) {
   accept.tokens = room.open.tokens;
   accept.skip_tokens = room.open.skip_tokens;
   accept.mode = room.open.mode;
-  accept.crc = core_.crc;
+  accept.crc = core_.crc_wish();
   accept.accepts = source.accepts;
   for (const HandoffPages& pages : room.open.pages) {
     accept.groups.push_back({pages.first_token, pages.ids});
@@ -181,7 +181,9 @@ std::pair<DecodeRooms::Room*, DecodeRooms::Source*> DecodeRooms::find_source(
 void DecodeRooms::on_offer(Peer& peer, const Message& message, const Offer& offer) {
   const auto [room, source] = find_source(peer, message);
   if (room == nullptr) return;
-  if (source->stage != Source::Stage::accepted || offer.crc.mode < core_.crc.mode) {
+  const CrcMode wish = core_.crc_wish().mode;
+  const bool weaker = wish != CrcMode::automatic && offer.crc.mode < wish;
+  if (source->stage != Source::Stage::accepted || weaker) {
     return fail(*room, Code::corrupt, "prefill's offer does not answer our accept");
   }
   if (offer.crc.mode != CrcMode::off && !core_.cpu_readable) {
@@ -226,7 +228,7 @@ void DecodeRooms::on_finish(Peer& peer, const Message& message, const Finish& fi
   source->stage = Source::Stage::finished;
   source->metadata = finish.metadata;
   // Push: the last of its writes has been acknowledged, and no other will follow.
-  source->remote_quiet = true;
+  source->remote_quiet = source->doubts.empty();
   check_complete(*room);
 }
 
@@ -234,7 +236,10 @@ void DecodeRooms::on_finish(Peer& peer, const Message& message, const Finish& fi
 void DecodeRooms::check_complete(Room& room) {
   if (room.state >= DecodeState::complete || !room.covered) return;
   for (const Source& source : room.sources) {
-    if (source.stage != Source::Stage::finished || !source.reading.empty()) return;
+    if (source.stage != Source::Stage::finished || !source.reading.empty() ||
+        !source.doubts.empty()) {
+      return;
+    }
   }
   assert(std::ranges::all_of(room.sources, [&room](const Source& source) {
     for (std::size_t i = 0; i < source.gives.size(); ++i) {

@@ -48,6 +48,12 @@ class DecodeRooms {
   std::size_t size() const { return rooms_.size(); }
 
  private:
+  // A pushed segment that failed its checksum and is being written once more.
+  struct Doubt {
+    std::uint32_t seq = 0;
+    Range layers;
+    std::uint64_t token_begin = 0, token_end = 0;
+  };
   // One prefill rank of a room.
   struct Source {
     enum class Stage : std::uint8_t { unsent, accepted, offered, finished };
@@ -62,6 +68,7 @@ class DecodeRooms {
     std::vector<std::uint64_t> arrived;             // count of tokens, by layer of the span
     std::vector<std::vector<std::uint32_t>> pages;  // its pages, by group
     std::vector<std::uint64_t> reading;             // segments that the engine has (pull)
+    std::vector<Doubt> doubts;                      // push
     std::uint32_t seq = 0;
     std::vector<std::byte> metadata;
     bool own_unproven = false;  // a read ended quarantined
@@ -98,9 +105,13 @@ class DecodeRooms {
   static Status take_pages(Source& source, const SegmentMessage& segment);
   Status plan(const Room& room, const Source& source, const SegmentMessage& segment,
               TransferPlan& plan) const;
-  Status read(Room& room, Source& source, const SegmentMessage& segment);
-  Status verify(const Room& room, const Source& source, const SegmentMessage& segment,
-                const TransferPlan& plan);
+  // `failed`: the rails of a first attempt whose checksum did not match.
+  Status read(Room& room, Source& source, const SegmentMessage& segment,
+              const RailSet* failed = nullptr);
+  bool matches(const Room& room, const Source& source, const SegmentMessage& segment,
+               const TransferPlan& plan);
+  void take_delivered(Room& room, Source& source, const SegmentMessage& segment);
+  void take_again(Room& room, Source& source, const SegmentMessage& segment);
   void arrive(Room& room, Source& source, const SegmentMessage& segment);
   void tell_layers(Room& room, Range layers);
   void check_complete(Room& room);

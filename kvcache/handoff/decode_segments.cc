@@ -58,20 +58,15 @@ Status DecodeRooms::plan(const Room& room, const Source& source, const SegmentMe
   return plan_transfer(source.remote->layout, core_.rank.layout, request, plan);
 }
 
-Status DecodeRooms::verify(const Room& room, const Source& source, const SegmentMessage& segment,
-                           const TransferPlan& plan) {
-  if (source.crc.mode == CrcMode::off) return {};
-  const std::vector<std::uint32_t> here =
-      checksums(plan.ops, core_.rank.regions, source.crc, room.open.room, segment.seq);
-  core_.metrics.crc_runs.add(here.size());
-  if (here == segment.crcs) return {};
-  core_.metrics.crc_mismatches.add();
-  return {Code::corrupt, "checksum of the pages does not match prefill's"};
+bool DecodeRooms::matches(const Room& room, const Source& source, const SegmentMessage& segment,
+                          const TransferPlan& plan) {
+  return core_.take_checksums(plan.ops, source.crc, room.open.room, segment.seq) == segment.crcs;
 }
 
 void DecodeRooms::on_segment(Peer& peer, const Message& message, const SegmentMessage& segment) {
   const auto [room, source] = find_source(peer, message);
   if (room == nullptr) return;
+  if (segment.seq < source->seq && !segment.readable) return take_again(*room, *source, segment);
   Status status = check_segment(*room, *source, segment);
   if (status.ok()) status = take_pages(*source, segment);
   if (!status.ok()) return fail(*room, status.code(), status.context());
@@ -85,15 +80,47 @@ void DecodeRooms::on_segment(Peer& peer, const Message& message, const SegmentMe
     if (!status.ok()) fail(*room, status.code(), status.to_string());
     return;
   }
-  if (source->crc.mode != CrcMode::off) {
-    status = plan(*room, *source, segment, scratch_);
-    if (status.ok()) status = verify(*room, *source, segment, scratch_);
-    if (!status.ok()) return fail(*room, status.code(), status.context());
-  }
-  arrive(*room, *source, segment);
+  take_delivered(*room, *source, segment);
 }
 
-Status DecodeRooms::read(Room& room, Source& source, const SegmentMessage& message) {
+// Checks what prefill has written; the first mismatch of a segment is forgiven and written again.
+void DecodeRooms::take_delivered(Room& room, Source& source, const SegmentMessage& segment) {
+  if (source.crc.mode == CrcMode::off) return arrive(room, source, segment);
+  if (const Status status = plan(room, source, segment, scratch_); !status.ok()) {
+    return fail(room, status.code(), status.context());
+  }
+  if (matches(room, source, segment, scratch_)) return arrive(room, source, segment);
+  core_.note_corrupt(HandoffSide::decode, source.peer, room.open.room, segment.seq, segment.path,
+                     false);
+  source.doubts.push_back({segment.seq, segment.layers, segment.token_begin, segment.token_end});
+  source.remote_quiet = false;
+  core_.send(source.peer, {Part::prefill, room.open.room, room.nonce, Again{segment.seq}});
+}
+
+void DecodeRooms::take_again(Room& room, Source& source, const SegmentMessage& segment) {
+  const auto doubt = std::ranges::find(source.doubts, segment.seq, &Doubt::seq);
+  if (doubt == source.doubts.end() || doubt->layers != segment.layers ||
+      doubt->token_begin != segment.token_begin || doubt->token_end != segment.token_end ||
+      !segment.pages.empty()) {
+    return fail(room, Code::corrupt, "a segment that was not asked for again");
+  }
+  if (const Status status = plan(room, source, segment, scratch_); !status.ok()) {
+    return fail(room, status.code(), status.context());
+  }
+  const bool good = matches(room, source, segment, scratch_);
+  (good ? core_.metrics.crc_retries_ok : core_.metrics.crc_retries_failed)[1].add();
+  if (!good) {
+    core_.note_corrupt(HandoffSide::decode, source.peer, room.open.room, segment.seq, segment.path,
+                       true);
+    return fail(room, Code::corrupt, "checksum of the pages does not match prefill's, twice");
+  }
+  source.doubts.erase(doubt);
+  source.remote_quiet = source.stage == Source::Stage::finished && source.doubts.empty();
+  arrive(room, source, segment);
+}
+
+Status DecodeRooms::read(Room& room, Source& source, const SegmentMessage& message,
+                         const RailSet* failed) {
   const auto [id, segment] = core_.new_segment();
   Status status = plan(room, source, message, segment->plan);
   if (status.ok()) {
@@ -105,6 +132,8 @@ Status DecodeRooms::read(Room& room, Source& source, const SegmentMessage& messa
     segment->remote = source.remote;
     segment->message = message;
     segment->message.bytes = segment->plan.bytes;
+    segment->again = failed != nullptr;
+    segment->avoid = failed != nullptr ? *failed : 0;
     status = core_.start(id, Direction::read);
   }
   if (!status.ok()) {
@@ -130,10 +159,19 @@ void DecodeRooms::on_transfer(const Segment& segment, std::uint64_t segment_id, 
   if (code != Code::ok) {
     return fail(room, code, "a read from prefill failed: " + std::string(kvl::to_string(code)));
   }
-  if (const Status status = verify(room, *source, segment.message, segment.plan); !status.ok()) {
-    return fail(room, status.code(), status.context());
+  const bool good = matches(room, *source, segment.message, segment.plan);
+  if (segment.again) {
+    (good ? core_.metrics.crc_retries_ok : core_.metrics.crc_retries_failed)[1].add();
   }
-  arrive(room, *source, segment.message);
+  if (good) return arrive(room, *source, segment.message);
+  core_.note_corrupt(HandoffSide::decode, source->peer, room.open.room, segment.message.seq,
+                     core_.path_name(segment.rails), segment.again);
+  if (segment.again) {
+    return fail(room, Code::corrupt, "checksum of the pages does not match prefill's, twice");
+  }
+  if (const Status status = read(room, *source, segment.message, &segment.rails); !status.ok()) {
+    fail(room, status.code(), status.to_string());
+  }
 }
 
 // The bytes of a segment are here and checked.

@@ -119,6 +119,10 @@ bool Endpoint::on_transfer(const EngineEvent& event) {
   if (found == core_.by_transfer.end()) return false;
   const std::uint64_t segment_id = found->second;
   core_.by_transfer.erase(found);
+  if (Segment* const segment = core_.segments.find(segment_id)) {
+    segment->rails = event.rails;
+    core_.note_moved(*segment, event.code);
+  }
   end_segment(segment_id, event.code, event.physical);
   return true;
 }
@@ -190,6 +194,8 @@ bool Endpoint::to_prefill(Peer& peer, const Message& message) {
     prefill_.on_accept(peer, message, *accept);
   } else if (std::holds_alternative<Done>(message.body)) {
     prefill_.on_done(peer, message);
+  } else if (const auto* again = std::get_if<Again>(&message.body)) {
+    prefill_.on_again(peer, message, *again);
   } else if (const auto* abort = std::get_if<Abort>(&message.body)) {
     prefill_.on_abort(peer, message, *abort);
   } else if (const auto* quiet = std::get_if<Quiet>(&message.body)) {
@@ -309,10 +315,12 @@ Status check_rank(const HandoffRank& rank, const HandoffConfig& config, std::str
   }
   const bool readable = std::ranges::all_of(
       rank.regions, [](const HandoffRegion& region) { return region.data != nullptr; });
-  if (config.crc != "off" && config.crc != "sampled" && config.crc != "all") {
-    return refuse("handoff.crc must be off, sampled or all");
+  if (config.crc != "auto" && config.crc != "off" && config.crc != "sampled" &&
+      config.crc != "all") {
+    return refuse("handoff.crc must be auto, off, sampled or all");
   }
-  if (config.crc != "off" && !readable) return refuse("handoff.crc needs memory the CPU can read");
+  if ((config.crc == "sampled" || config.crc == "all") && !readable)
+    return refuse("handoff.crc needs memory the CPU can read");
   return {};
 }
 

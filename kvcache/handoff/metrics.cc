@@ -36,8 +36,22 @@ void Metrics::visit(MetricVisitor& visitor) const {
   }
   visitor.counter("kvlane_handoff_crc_runs_total", "Runs whose CRC-32C was computed", {},
                   number(crc_runs));
-  visitor.counter("kvlane_handoff_crc_mismatches_total", "Segments that failed their checksum", {},
-                  number(crc_mismatches));
+  corrupt.visit(visitor);
+  for (const HandoffSide side : {HandoffSide::prefill, HandoffSide::decode}) {
+    const auto at = static_cast<std::size_t>(side);
+    const auto retries = [&](const char* outcome, const Counter& counter) {
+      visitor.counter(
+          "kvlane_handoff_crc_retries_total", "Segments that were moved again, by what came of it",
+          {{"side", std::string(to_string(side))}, {"outcome", outcome}}, number(counter));
+    };
+    retries("ok", crc_retries_ok[at]);
+    retries("failed", crc_retries_failed[at]);
+  }
+  visitor.gauge("kvlane_handoff_crc_every", "One run in so many is checked by wish; 0: none", {},
+                static_cast<double>(crc_every.load(std::memory_order_relaxed)));
+  visitor.gauge("kvlane_handoff_crc_cost_ratio",
+                "Time that checksums of all runs take, of the time in which bytes move; 0: unknown",
+                {}, crc_cost.load(std::memory_order_relaxed));
   visitor.counter("kvlane_handoff_messages_bad_total", "Messages refused as malformed or misplaced",
                   {}, number(bad_messages));
   visitor.counter("kvlane_handoff_messages_stale_total", "Messages for handoffs that have ended",

@@ -121,7 +121,7 @@ Status PrefillRooms::check_accept(const Room& room, const Accept& accept, const 
   if (room.accepts != 0 && room.accepts != accept.accepts) {
     return {Code::invalid_argument, "decode ranks disagree on how many they are"};
   }
-  if (stronger(core_.crc, accept.crc).mode != CrcMode::off && !core_.cpu_readable) {
+  if (agree(core_.crc_wish(), accept.crc).mode != CrcMode::off && !core_.cpu_readable) {
     return {Code::unsupported, "checksums of memory that the CPU cannot read"};
   }
   const auto groups = peer.remote->layout.groups();
@@ -173,7 +173,7 @@ void PrefillRooms::on_accept(Peer& peer, const Message& message, const Accept& a
   pair.nonce = message.nonce;
   pair.remote = peer.remote;
   pair.mode = accept.mode;
-  pair.crc = stronger(core_.crc, accept.crc);
+  pair.crc = agree(core_.crc_wish(), accept.crc);
   pair.skip_tokens = accept.skip_tokens;
   pair.pages = accept.groups;
   pair.takes.assign(span_.count, false);
@@ -222,13 +222,12 @@ Status PrefillRooms::pump(Room& room, Pair& pair) {
   return {};
 }
 
-Status PrefillRooms::send_segment(Room& room, Pair& pair, Range layers, std::uint64_t begin,
-                                  std::uint64_t end) {
+Status PrefillRooms::plan(const Room& room, const Pair& pair, Range layers, std::uint64_t begin,
+                          std::uint64_t end, TransferPlan& plan) const {
   std::vector<GroupPages> groups(room.pages.size());
   for (std::size_t g = 0; g < groups.size(); ++g) {
     groups[g] = {room.pages[g], pair.pages[g].pages, 0, pair.pages[g].first_token};
   }
-  const auto [id, segment] = core_.new_segment();
   PlanRequest request;
   request.groups = groups;
   request.skip_tokens = begin;
@@ -236,8 +235,13 @@ Status PrefillRooms::send_segment(Room& room, Pair& pair, Range layers, std::uin
   request.layers = layers;
   request.by_layer = false;
   request.ops_max = kSegmentOpsMax;
-  const Status planned =
-      plan_transfer(core_.rank.layout, pair.remote->layout, request, segment->plan);
+  return plan_transfer(core_.rank.layout, pair.remote->layout, request, plan);
+}
+
+Status PrefillRooms::send_segment(Room& room, Pair& pair, Range layers, std::uint64_t begin,
+                                  std::uint64_t end) {
+  const auto [id, segment] = core_.new_segment();
+  const Status planned = plan(room, pair, layers, begin, end, segment->plan);
   if (planned.code() == Code::exhausted && (layers.count > 1 || end - begin > 1)) {
     // Too many runs for one: halve it, by layers while there are several, then by tokens.
     core_.segments.erase(id);
@@ -261,25 +265,31 @@ Status PrefillRooms::send_segment(Room& room, Pair& pair, Range layers, std::uin
   message.token_end = end;
   message.bytes = segment->plan.bytes;
   message.seq = pair.seq + static_cast<std::uint32_t>(pair.flights.size());
-  message.crcs = checksums(segment->plan.ops, core_.rank.regions, pair.crc, room.room, message.seq);
-  core_.metrics.crc_runs.add(message.crcs.size());
+  message.crcs = core_.take_checksums(segment->plan.ops, pair.crc, room.room, message.seq);
   if (room.state != PrefillState::moving) advance(room.state, PrefillState::moving);
   if (pair.mode == HandoffMode::pull) {
     core_.segments.erase(id);
     tell(room, pair, std::move(message));
     return {};
   }
+  KVL_TRY(launch(room, pair, id));
+  pair.flights.push_back({id, false, std::move(message)});
+  return {};
+}
+
+// Gives a planned segment to the engine, or drops it.
+Status PrefillRooms::launch(Room& room, Pair& pair, std::uint64_t segment_id) {
+  Segment* const segment = core_.segments.find(segment_id);
   segment->side = HandoffSide::prefill;
   segment->room = room.room;
   segment->nonce = pair.nonce;
   segment->peer = pair.peer;
   segment->deadline_ns = room.deadline_ns;
   segment->remote = pair.remote;
-  if (const Status status = core_.start(id, Direction::write); !status.ok()) {
-    core_.segments.erase(id);
+  if (const Status status = core_.start(segment_id, Direction::write); !status.ok()) {
+    core_.segments.erase(segment_id);
     return status;
   }
-  pair.flights.push_back({id, false, std::move(message)});
   ++pair.flying;
   return {};
 }
@@ -303,7 +313,7 @@ void PrefillRooms::tell(Room& room, Pair& pair, SegmentMessage message) {
 }
 
 void PrefillRooms::maybe_finish(Room& room, Pair& pair) {
-  if (!room.finished || pair.finish_sent || !pair.flights.empty()) return;
+  if (!room.finished || pair.finish_sent || !pair.flights.empty() || !pair.again.empty()) return;
   pair.finish_sent = true;
   core_.send(pair.peer, {Part::decode, room.room, pair.nonce, Finish{pair.seq, room.metadata}});
 }
@@ -315,8 +325,9 @@ void PrefillRooms::on_transfer(const Segment& segment, std::uint64_t segment_id,
   Room& room = found->second;
   Pair* const pair = find_pair(room, segment.nonce);
   if (pair == nullptr) return;
-  const auto flight = std::ranges::find(pair->flights, segment_id, &Flight::segment);
-  if (flight == pair->flights.end() || flight->ended) return;
+  std::deque<Flight>& flights = segment.again ? pair->again : pair->flights;
+  const auto flight = std::ranges::find(flights, segment_id, &Flight::segment);
+  if (flight == flights.end() || flight->ended) return;
   flight->ended = true;
   --pair->flying;
   if (physical == Physical::quarantined) {
@@ -327,9 +338,21 @@ void PrefillRooms::on_transfer(const Segment& segment, std::uint64_t segment_id,
   if (code != Code::ok) {
     return fail(room, code, "a write to decode failed: " + std::string(kvl::to_string(code)));
   }
-  while (!pair->flights.empty() && pair->flights.front().ended) {
-    tell(room, *pair, std::move(pair->flights.front().message));
-    pair->flights.pop_front();
+  flight->rails = segment.rails;
+  if (segment.again) {
+    tell_again(room, *pair, *flight);
+    flights.erase(flight);
+    return maybe_finish(room, *pair);
+  }
+  while (!flights.empty() && flights.front().ended) {
+    Flight& front = flights.front();
+    if (pair->crc.mode != CrcMode::off) {
+      front.message.path = core_.path_name(front.rails);
+      pair->told_segments.push_back({front.message.layers, front.message.token_begin,
+                                     front.message.token_end, front.rails, false});
+    }
+    tell(room, *pair, std::move(front.message));
+    flights.pop_front();
   }
   maybe_finish(room, *pair);
 }

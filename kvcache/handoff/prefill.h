@@ -27,6 +27,7 @@ class PrefillRooms {
   Status abort(std::uint64_t room, Code code, std::string reason);
 
   void on_accept(Peer& peer, const Message& message, const Accept& accept);
+  void on_again(const Peer& peer, const Message& message, const Again& again);
   void on_done(const Peer& peer, const Message& message);
   void on_abort(Peer& peer, const Message& message, const Abort& abort);
   void on_quiet(const Peer& peer, const Message& message, const Quiet& quiet);
@@ -47,6 +48,14 @@ class PrefillRooms {
     std::uint64_t segment = 0;
     bool ended = false;
     SegmentMessage message;
+    RailSet rails = 0;  // that carried it, once it has ended
+  };
+  // A segment that was told as delivered, should it be asked for again.
+  struct Told {
+    Range layers;
+    std::uint64_t token_begin = 0, token_end = 0;
+    RailSet rails = 0;
+    bool again = false;  // has been asked for
   };
   // One decode rank of a room.
   struct Pair {
@@ -62,8 +71,10 @@ class PrefillRooms {
     std::vector<std::uint64_t> sent;   // tokens, by layer of the span
     std::vector<std::uint32_t> told;   // source pages that the other side knows, by group
     std::deque<Flight> flights;
-    std::uint32_t flying = 0;  // of them not ended
-    std::uint32_t seq = 0;     // segments told
+    std::deque<Flight> again;         // segments that are written once more
+    std::vector<Told> told_segments;  // push with checksums: by seq
+    std::uint32_t flying = 0;         // of them not ended
+    std::uint32_t seq = 0;            // segments told
     bool finish_sent = false;
     bool done = false;          // the decode rank has committed
     bool own_unproven = false;  // a transfer ended quarantined
@@ -92,8 +103,12 @@ class PrefillRooms {
   Status check_accept(const Room& room, const Accept& accept, const Peer& peer) const;
   Status pump(Room& room, Pair& pair);
   Status send_segment(Room& room, Pair& pair, Range layers, std::uint64_t begin, std::uint64_t end);
-  Status tell_landed(Room& room, Pair& pair);
   void tell(Room& room, Pair& pair, SegmentMessage message);
+  Status plan(const Room& room, const Pair& pair, Range layers, std::uint64_t begin,
+              std::uint64_t end, TransferPlan& plan) const;
+  Status launch(Room& room, Pair& pair, std::uint64_t segment_id);
+  Status write_again(Room& room, Pair& pair, std::uint32_t seq);
+  void tell_again(Room& room, Pair& pair, const Flight& flight);
   void maybe_finish(Room& room, Pair& pair);
   void fail(Room& room, Code code, std::string reason);
   void commit(Room& room);

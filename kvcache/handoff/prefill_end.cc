@@ -19,7 +19,7 @@ void PrefillRooms::on_done(const Peer& peer, const Message& message) {
   Room* const room = find_open(message.room);
   Pair* const pair = room == nullptr ? nullptr : find_pair(*room, message.nonce);
   if (pair == nullptr || pair->peer != peer.handle) return core_.metrics.stale_messages.add();
-  if (!pair->finish_sent) {
+  if (!pair->finish_sent || !pair->again.empty()) {
     return fail(*room, Code::corrupt, "decode committed what was not finished");
   }
   pair->done = pair->remote_quiet = true;
@@ -57,10 +57,12 @@ void PrefillRooms::fail(Room& room, Code code, std::string reason) {
   log(LogLevel::info, "handoff.failed",
       {{"side", "prefill"}, {"room", room.room}, {"code", kvl::to_string(code)}, {"why", reason}});
   for (Pair& pair : room.pairs) {
-    for (Flight& flight : pair.flights) {
-      if (flight.ended || core_.cancel(flight.segment)) continue;
-      flight.ended = true;  // had not begun
-      --pair.flying;
+    for (std::deque<Flight>* const flights : {&pair.flights, &pair.again}) {
+      for (Flight& flight : *flights) {
+        if (flight.ended || core_.cancel(flight.segment)) continue;
+        flight.ended = true;  // had not begun
+        --pair.flying;
+      }
     }
     if (pair.done) continue;
     pair.told_quiet = quiet(pair);

@@ -9,9 +9,9 @@ std::vector<Setting> handoff_settings() {
   using C = HandoffConfig;
   return {
       setting<&C::crc>("handoff.crc", "", 0, 0,
-                       "CRC-32C of page runs, checked before delivery: off, sampled or all"),
+                       "CRC-32C of page runs, checked before delivery: auto, off, sampled or all"),
       setting<&C::crc_sample>("handoff.crc_sample", "", 1, 1 << 20,
-                              "with crc = sampled: one run in so many"),
+                              "sampled: one run in so many, and the first of each segment"),
       setting<&C::deadline_ms>("handoff.deadline_ms", "ms", 1, 86'400'000,
                                "from opening a handoff to its end, when it names none"),
       setting<&C::abort_ms>("handoff.abort_ms", "ms", 1, 600'000,

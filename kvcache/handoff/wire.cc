@@ -47,7 +47,7 @@ bool read_crc(WireReader& in, CrcChoice& crc) {
   const auto mode = in.get<std::uint8_t>();
   crc.mode = static_cast<CrcMode>(mode);
   crc.sample = in.get<std::uint32_t>();
-  return mode <= static_cast<std::uint8_t>(CrcMode::all) && crc.sample >= 1;
+  return mode <= static_cast<std::uint8_t>(CrcMode::automatic) && crc.sample >= 1;
 }
 
 // Each body: what follows the header, in the order of docs/wire/handoff.md.
@@ -121,7 +121,9 @@ bool read(WireReader& in, Accept& accept) {
 
 MessageType type_of(const Offer&) { return MessageType::offer; }
 void write(WireWriter& out, const Offer& offer) { write_crc(out, offer.crc); }
-bool read(WireReader& in, Offer& offer) { return read_crc(in, offer.crc); }
+bool read(WireReader& in, Offer& offer) {
+  return read_crc(in, offer.crc) && offer.crc.mode != CrcMode::automatic;
+}
 
 MessageType type_of(const SegmentMessage& segment) {
   return segment.readable ? MessageType::readable : MessageType::delivered;
@@ -135,6 +137,7 @@ void write(WireWriter& out, const SegmentMessage& segment) {
     write_numbers(out, pages.ids);
   }
   write_numbers(out, segment.crcs);
+  out.text(std::string_view(segment.path).substr(0, kPathBytesMax));
 }
 bool read(WireReader& in, SegmentMessage& segment) {
   segment.seq = in.get<std::uint32_t>();
@@ -155,7 +158,17 @@ bool read(WireReader& in, SegmentMessage& segment) {
     pages.first = in.get<std::uint32_t>();
     if (!read_numbers(in, kPagesMax, pages.ids)) return false;
   }
-  return read_numbers(in, kCrcsMax, segment.crcs);
+  if (!read_numbers(in, kCrcsMax, segment.crcs)) return false;
+  segment.path = in.text(kPathBytesMax);
+  // It is shown in logs and metrics: printable, no blanks.
+  return std::ranges::all_of(segment.path, [](char c) { return c > ' ' && c < 0x7f; });
+}
+
+MessageType type_of(const Again&) { return MessageType::again; }
+void write(WireWriter& out, const Again& again) { out.put(again.seq); }
+bool read(WireReader& in, Again& again) {
+  again.seq = in.get<std::uint32_t>();
+  return true;
 }
 
 MessageType type_of(const Finish&) { return MessageType::finish; }
@@ -275,6 +288,8 @@ Result<Message> decode(std::span<const std::byte> bytes) {
       return read_body(in, std::move(message), Commit{});
     case MessageType::committed:
       return read_body(in, std::move(message), Committed{});
+    case MessageType::again:
+      return read_body(in, std::move(message), Again{});
   }
   return Status{Code::unsupported, "handoff message type"};
 }

@@ -1,4 +1,4 @@
-// The handoff's messages and their wire form, version 1: docs/wire/handoff.md.
+// The handoff's messages and their wire form, version 2: docs/wire/handoff.md.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@
 namespace kvl::handoff {
 
 inline constexpr std::uint32_t kMagic = 0x4f48564b;  // "KVHO"
-inline constexpr std::uint8_t kVersion = 1;
+inline constexpr std::uint8_t kVersion = 2;
 inline constexpr std::size_t kHeaderBytes = 24;
 
 // Bounds of the decoder: what a message may claim before memory is taken for it.
@@ -25,6 +25,7 @@ inline constexpr std::uint32_t kPagesMax = 1u << 20;  // of one group in one mes
 inline constexpr std::uint32_t kCrcsMax = 1u << 17;   // of one segment
 inline constexpr std::uint64_t kTokensMax = std::uint64_t{1} << 40;
 inline constexpr std::size_t kModelBytesMax = 256;
+inline constexpr std::size_t kPathBytesMax = 128;
 
 // Wire values: append only.
 enum class MessageType : std::uint8_t {
@@ -42,15 +43,17 @@ enum class MessageType : std::uint8_t {
   vote = 12,
   commit = 13,
   committed = 14,
+  again = 15,  // push: a segment failed its checksum, write it once more
 };
 
 // Who a message is for: one endpoint may play several parts in one room.
 enum class Part : std::uint8_t { prefill = 0, decode = 1, lead = 2, member = 3 };
 
-enum class CrcMode : std::uint8_t { off = 0, sampled = 1, all = 2 };
+// automatic: a wish only, never an answer; its sample is what suits its rank (1: all).
+enum class CrcMode : std::uint8_t { off = 0, sampled = 1, all = 2, automatic = 3 };
 struct CrcChoice {
   CrcMode mode = CrcMode::off;
-  std::uint32_t sample = 1;
+  std::uint32_t sample = 1;  // one run in so many
   friend bool operator==(const CrcChoice&, const CrcChoice&) = default;
 };
 
@@ -104,7 +107,13 @@ struct SegmentMessage {
   };
   std::vector<Pages> pages;
   std::vector<std::uint32_t> crcs;  // of the chosen runs, in the order of the plan
+  std::string path;                 // delivered: "tcp/eth0", what carried it. For people
   friend bool operator==(const SegmentMessage&, const SegmentMessage&) = default;
+};
+// Asks for segment `seq` once more, by another path where there is one.
+struct Again {
+  std::uint32_t seq = 0;
+  friend bool operator==(const Again&, const Again&) = default;
 };
 struct Finish {
   std::uint32_t segments = 0;
@@ -139,7 +148,7 @@ struct Committed {
 };
 
 using Body = std::variant<Hello, Verdict, Accept, Offer, SegmentMessage, Finish, Done, Abort, Quiet,
-                          Join, Vote, Commit, Committed>;
+                          Join, Vote, Commit, Committed, Again>;
 
 struct Message {
   Part to = Part::prefill;

@@ -31,9 +31,8 @@
 //
 // Promises
 //  1 every handoff that opened gets exactly one of committed and failed, within its deadline
-//  2 committed (decode) means: every byte of every source is in the pages, checked by CRC where
-//  asked
-//    for, and every decode rank of the group had that; metadata is not visible before
+//  2 committed (decode) means: every byte of every source is in the pages, checked by CRC
+//    where asked for (a mismatch: moved once more by another path, then failed as corrupt), and every decode rank of the group had that; metadata is not visible before
 //  3 the lead's (group rank 0) committed comes last, after every rank of the group has said that it
 //    committed: an engine that starts when its lead says so never runs on part of the ranks. If any
 //    rank fails, the lead never commits. Prefill's committed means that all its decode ranks did
@@ -70,8 +69,11 @@ inline constexpr std::size_t kHandoffMetadataBytesMax = 64u << 10;
 inline constexpr std::size_t kHandoffReasonBytesMax = 256;
 
 struct HandoffConfig {
-  std::string crc = "off";       // off | sampled | all: CRC-32C of runs, checked before delivery
-  std::int64_t crc_sample = 64;  // sampled: one run in so many
+  // CRC-32C of runs, checked before delivery: auto | off | sampled | all. auto: all while that
+  // takes less than 5 % of the time in which the bytes move, as measured, else sampled; it follows
+  // the other side where that has an own choice, and is off where the CPU cannot read the memory.
+  std::string crc = "auto";
+  std::int64_t crc_sample = 64;      // sampled: one run in so many, and the first of each segment
   std::int64_t deadline_ms = 30000;  // of a handoff that names none
   std::int64_t abort_ms = 2000;      // how long an ended handoff's transfers may take to stop
   std::int64_t early_max = 1024;     // messages kept for rooms that are not open here yet
@@ -88,7 +90,7 @@ std::string_view to_string(HandoffMode mode);
 std::string_view to_string(HandoffSide side);
 
 // A registered region of this rank, by the index that the layout uses. data: for CRC; null where
-// the CPU cannot read it (then crc must be off).
+// the CPU cannot read it (then crc must be off or auto).
 struct HandoffRegion {
   MemoryHandle handle;
   const std::byte* data = nullptr;

@@ -276,26 +276,5 @@ TEST(HandoffGreeting, ALaterEpochIsAFence) {
   cluster.expect_committed(waits);
 }
 
-TEST_P(HandoffTrouble, AFlippedByteIsNeverDelivered) {
-  for (const bool grouped : {false, true}) {
-    ClusterOptions options;
-    options.config.crc = "all";
-    if (grouped) options.decode = {2, 1};
-    Cluster cluster(options);
-    const Request request = cluster.make_request(3, 16, 0, GetParam());
-    cluster.open_everywhere(request);
-    int landed = 0;
-    const auto check = cluster.world.on_landed;
-    cluster.world.on_landed = [&](std::byte* at, std::uint64_t bytes) {
-      check(at, bytes);
-      if (++landed == 5) at[bytes / 2] ^= std::byte{0x10};
-    };
-    cluster.finish_everywhere(request);
-    cluster.run();
-    cluster.expect_failed(request, Code::corrupt);
-    cluster.expect_nothing_open();
-  }
-}
-
 }  // namespace
 }  // namespace kvl::test

@@ -133,7 +133,7 @@ TEST(HandoffHostile, AnotherVersionIsRefusedQuietly) {
   options.greet = false;
   Cluster cluster(options);
   cluster.world.on_message = [](std::size_t, std::size_t, std::vector<std::byte>& m) {
-    m[4] = std::byte{2};
+    m[4] = std::byte{1};
     return true;
   };
   const Request request = cluster.make_request(1, 8);

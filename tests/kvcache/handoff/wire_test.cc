@@ -15,7 +15,8 @@ std::vector<Message> samples() {
   Hello hello{engine,  true, false,
               "llama", some, {{MemoryHandle{7}, 4096}, {MemoryHandle{9}, 1u << 20}}};
   Accept accept{300, 64, HandoffMode::pull, {CrcMode::sampled, 16}, 2, {{64, {5, 6, 7}}, {0, {}}}};
-  SegmentMessage delivered{false, 3, {2, 4}, 64, 300, 123456, {{0, {1, 2}}, {2, {}}}, {11, 12, 13}};
+  SegmentMessage delivered{false,        3,         {2, 4}, 64, 300, 123456, {{0, {1, 2}}, {2, {}}},
+                           {11, 12, 13}, "tcp/eth0"};
   SegmentMessage readable = delivered;
   readable.readable = true;
   return {
@@ -33,6 +34,7 @@ std::vector<Message> samples() {
       {Part::lead, 77, 5, Vote{}},
       {Part::member, 77, 5, Commit{}},
       {Part::lead, 77, 5, Committed{}},
+      {Part::prefill, 77, 5, Again{3}},
   };
 }
 
@@ -53,7 +55,7 @@ TEST(HandoffWire, EveryMessageComesBack) {
 TEST(HandoffWire, BytesArePinned) {
   const auto bytes =
       encode({Part::decode, 0x1122334455667788, 5, Abort{Code::timed_out, true, "ab"}});
-  const std::vector<unsigned> expected{0x4b, 0x56, 0x48, 0x4f, 1,    9, 1, 0, 0x88, 0x77, 0x66,
+  const std::vector<unsigned> expected{0x4b, 0x56, 0x48, 0x4f, 2,    9, 1, 0, 0x88, 0x77, 0x66,
                                        0x55, 0x44, 0x33, 0x22, 0x11, 5, 0, 0, 0,    0,    0,
                                        0,    0,    7,    1,    2,    0, 0, 0, 'a',  'b'};
   ASSERT_EQ(bytes.size(), expected.size());
@@ -65,9 +67,9 @@ TEST(HandoffWire, BytesArePinned) {
 
 TEST(HandoffWire, OtherVersionsAndTypesAreUnsupported) {
   auto bytes = encode({Part::prefill, 1, 2, Done{}});
-  bytes[4] = std::byte{2};
-  EXPECT_EQ(decode(bytes).code(), Code::unsupported);
   bytes[4] = std::byte{1};
+  EXPECT_EQ(decode(bytes).code(), Code::unsupported);
+  bytes[4] = std::byte{kVersion};
   bytes[5] = std::byte{99};
   EXPECT_EQ(decode(bytes).code(), Code::unsupported);
   bytes[5] = std::byte{8};
