@@ -1,9 +1,13 @@
-// `kvlane doctor`: which transport two endpoints use, and why not a better one.
+// `kvlane doctor`: which transport two endpoints use, why not a better one, what is wrong with this
+// host, and what a failure means.
+#include <algorithm>
 #include <array>
 #include <cstdio>
 
 #include "bench/support/output.h"
 #include "kvl/engine.h"
+#include "kvl/failure.h"
+#include "tools/doctor_checks.h"
 #include "tools/program.h"
 
 namespace kvl::tools {
@@ -13,7 +17,7 @@ using bench::json;
 using bench::Row;
 
 struct Flags {
-  std::string address, require;
+  std::string address, require, explain;
   bool json = false;
   SettingFlags settings;
 };
@@ -55,7 +59,28 @@ std::string verdict(const PeerInfo& peer, const Status& status) {
   return used + (reserve.empty() ? "; nothing better is built in" : "; not better, " + reserve);
 }
 
-void print(const Flags& flags, const std::string& own, const PeerInfo& peer, const Status& status) {
+std::string checks_json(const std::vector<Check>& checks) {
+  std::string out;
+  for (const Check& check : checks) {
+    out += (out.empty() ? "" : ", ") + json(Row()
+                                                .set("name", check.name)
+                                                .set("state", std::string(to_string(check.state)))
+                                                .set("found", check.found)
+                                                .set("remedy", check.remedy));
+  }
+  return "[" + out + "]";
+}
+
+void print_checks(const std::vector<Check>& checks) {
+  for (const Check& check : checks) {
+    std::printf("  %-16s %-8s %s%s\n", check.name.c_str(),
+                std::string(to_string(check.state)).c_str(), check.found.c_str(),
+                check.remedy.empty() ? "" : (": " + check.remedy).c_str());
+  }
+}
+
+void print(const Flags& flags, const std::string& own, const PeerInfo& peer, const Status& status,
+           const std::vector<Check>& checks) {
   const std::string text = verdict(peer, status);
   if (flags.json) {
     std::string paths, used;
@@ -71,9 +96,11 @@ void print(const Flags& flags, const std::string& own, const PeerInfo& peer, con
     row.set("here", own).set("peer", peer.address).set("up", status.ok());
     row.set("transport", used.empty() ? bench::Value() : bench::Value(used));
     row.set("verdict", text);
+    row.set("remedy", std::string(status.ok() ? "" : remedy(status.code())));
     std::string line = json(row);
     line.pop_back();
-    std::printf("%s, \"paths\": [%s]}\n", line.c_str(), paths.c_str());
+    std::printf("%s, \"paths\": [%s], \"checks\": %s}\n", line.c_str(), paths.c_str(),
+                checks_json(checks).c_str());
     return;
   }
   std::printf("%s <-> %s\n", own.c_str(), peer.address.c_str());
@@ -82,6 +109,9 @@ void print(const Flags& flags, const std::string& own, const PeerInfo& peer, con
                 path.in_use ? "used" : ("not used: " + path.reason).c_str());
   }
   std::printf("%s\n", text.c_str());
+  if (!status.ok()) std::printf("what to do: %s\n", std::string(remedy(status.code())).c_str());
+  std::puts("this host");
+  print_checks(checks);
 }
 
 Result<std::unique_ptr<Engine>> open_engine(Program& program, SettingFlags flags,
@@ -95,7 +125,23 @@ Result<std::unique_ptr<Engine>> open_engine(Program& program, SettingFlags flags
   return engine;
 }
 
+void explain(Program& program, const Flags& flags) {
+  for (const Failure& failure : failures()) {
+    if (to_string(failure.code) != flags.explain) continue;
+    const auto line = [](const char* head, std::string_view text) {
+      std::printf("%-10s %s\n", head, std::string(text).c_str());
+    };
+    line("meaning", failure.meaning);
+    line("program", failure.caller);
+    line("operator", failure.remedy);
+    line("counted in", failure.counters);
+    return;
+  }
+  program.fail("no failure has the code '" + flags.explain + "'; docs/failures.md lists them");
+}
+
 void examine(Program& program, const Flags& flags) {
+  if (!flags.explain.empty()) return explain(program, flags);
   SettingFlags settings = flags.settings;
   if (!flags.require.empty()) settings.emplace_back("require", flags.require);
   const auto here = open_engine(program, settings, nullptr);
@@ -119,25 +165,33 @@ void examine(Program& program, const Flags& flags) {
       await_peer(**here, there.get(), *peer, config.connect_timeout_ms + kMarginMs);
   const auto info = (*here)->describe(*peer);
   if (!info.ok()) return program.fail(info.status().to_string());
-  print(flags, (*here)->address(), *info, status);
-  if (!status.ok()) program.exit_status = 1;
+  const std::vector<Check> checks = check_host(*loaded);
+  print(flags, (*here)->address(), *info, status, checks);
+  const bool problem = std::ranges::any_of(
+      checks, [](const Check& check) { return check.state == Check::State::problem; });
+  if (!status.ok() || problem) program.exit_status = 1;
 }
 
 }  // namespace
 
 void add_doctor(CLI::App& app, Program& program) {
   CLI::App* const command = app.add_subcommand(
-      "doctor", "which transport two endpoints would use, and why not a better one");
+      "doctor",
+      "which transport two endpoints would use, why not a better one, and what is wrong here");
   command->footer(
-      "Exit status 1: no path, or not the required one; the reason is printed.\n"
+      "Exit status 1: no path, not the required one, or a problem of this host; what to do is "
+      "printed.\n"
       "Examples:\n"
       "  kvlane doctor                             two engines on this machine\n"
       "  host A: kvlane bench --serve 10.0.0.1:4711\n"
-      "  host B: kvlane doctor 10.0.0.1:4711 --require tcp");
+      "  host B: kvlane doctor 10.0.0.1:4711 --require tcp\n"
+      "  kvlane doctor --explain corrupt           what a code means, and what to do");
   const auto flags = std::make_shared<Flags>();
   command->add_option("ADDR", flags->address, "HOST:PORT of a running engine; none: a local one");
   command->add_option("--require", flags->require, "TRANSPORT[:DEVICE] that must be the one")
       ->type_name("T");
+  command->add_option("--explain", flags->explain, "CODE of a failure, as logs and metrics name it")
+      ->type_name("CODE");
   command->add_flag("--json", flags->json, "one JSON object");
   std::vector<Setting> rows = engine_settings();
   for (const Setting& row : transport_settings()) rows.push_back(row);

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kvcache/handoff/decode.h"
+#include "kvl/failure.h"
 #include "kvl/log.h"
 
 namespace kvl::handoff {
@@ -51,7 +52,8 @@ void DecodeRooms::fail(Room& room, Code code, std::string reason) {
       {{"side", "decode"},
        {"room", room.open.room},
        {"code", kvl::to_string(code)},
-       {"why", reason}});
+       {"why", reason},
+       {"hint", kvl::remedy(code)}});
   for (Source& source : room.sources) {
     std::erase_if(source.reading, [this](std::uint64_t id) { return !core_.cancel(id); });
     source.told_quiet = quiet(source);

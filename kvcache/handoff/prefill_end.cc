@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kvcache/handoff/prefill.h"
+#include "kvl/failure.h"
 #include "kvl/log.h"
 
 namespace kvl::handoff {
@@ -55,7 +56,11 @@ void PrefillRooms::fail(Room& room, Code code, std::string reason) {
   advance(room.state, PrefillState::failed);
   core_.deadlines.erase({room.deadline_ns, HandoffSide::prefill, room.room});
   log(LogLevel::info, "handoff.failed",
-      {{"side", "prefill"}, {"room", room.room}, {"code", kvl::to_string(code)}, {"why", reason}});
+      {{"side", "prefill"},
+       {"room", room.room},
+       {"code", kvl::to_string(code)},
+       {"why", reason},
+       {"hint", kvl::remedy(code)}});
   for (Pair& pair : room.pairs) {
     for (std::deque<Flight>* const flights : {&pair.flights, &pair.again}) {
       for (Flight& flight : *flights) {

@@ -407,8 +407,17 @@ void EngineImpl::visit_metrics(MetricVisitor& visitor) const {
                   static_cast<double>(refused_.value()));
   visitor.counter("kvlane_piece_retries_total", "Pieces posted again on another path.", {},
                   static_cast<double>(retries_.value()));
-  visitor.counter("kvlane_peers_lost_total", "Peers lost.", {},
-                  static_cast<double>(peers_lost_.value()));
+  const auto by_code = [&](std::string_view name, std::string_view help, const char* label,
+                           const std::array<Counter, kCodes>& counters) {
+    for (std::size_t code = 0; code < kCodes; ++code) {
+      if (code > 0 && counters[code].value() == 0) continue;  // a series appears with its first
+      visitor.counter(name, help, {{label, std::string(to_string(static_cast<Code>(code)))}},
+                      static_cast<double>(counters[code].value()));
+    }
+  };
+  by_code("kvlane_peers_lost_total", "Peers lost, by cause.", "cause", peers_lost_);
+  by_code("kvlane_transfers_ended_total", "Transfers ended, by outcome.", "outcome",
+          transfers_ended_);
 }
 
 std::vector<TransportInfo> probe_transports(const Settings& settings) {

@@ -4,6 +4,7 @@
 // (control connections and rails), engine_transfers.cc.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <deque>
@@ -195,7 +196,9 @@ class EngineImpl final : public Engine, public RailHost {
   bool signalled_ = false;
   std::int64_t next_deadline_ns_ = INT64_MAX;  // of any transfer; a lower bound
   std::int64_t next_timer_ns_ = 0;             // of any peer; a lower bound
-  Counter refused_, retries_, peers_lost_;
+  static constexpr std::size_t kCodes = 12;
+  Counter refused_, retries_;
+  std::array<Counter, kCodes> peers_lost_, transfers_ended_;  // by Code
 
   UniqueFd event_fd_;  // for the user
   UniqueFd control_wake_;

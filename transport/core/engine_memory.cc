@@ -171,7 +171,7 @@ void EngineImpl::on_memory_drop(Peer& peer, std::uint64_t handle) {
   peer.memories.erase(memory);
   ++peer.version;
   // What still wants to go there ends now; what is posted is answered by the target.
-  for (const std::uint64_t id : std::deque<std::uint64_t>(peer.transfers)) {
+  for (const std::uint64_t id : std::vector<std::uint64_t>(peer.transfers)) {
     TransferState* const transfer = transfers_.find(id);
     if (transfer == nullptr || transfer->moved_all()) continue;
     const auto uses =

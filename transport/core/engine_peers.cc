@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "kvl/failure.h"
 #include "kvl/log.h"
 #include "transport/core/engine_impl.h"
 
@@ -594,8 +595,9 @@ void EngineImpl::peer_lost(Peer& peer, Code code, const char* why) {
     return;
   }
   if (peer.announced) {
-    peers_lost_.add();
-    log(LogLevel::info, "peer.down", {{"peer", peer.address}, {"why", why}});
+    peers_lost_[std::min<std::size_t>(static_cast<std::size_t>(code), kCodes - 1)].add();
+    log(LogLevel::info, "peer.down",
+        {{"peer", peer.address}, {"code", to_string(code)}, {"why", why}, {"hint", remedy(code)}});
   }
   peer.down_code = code;
   peer.state = Peer::State::closing;
@@ -615,7 +617,7 @@ void EngineImpl::peer_lost(Peer& peer, Code code, const char* why) {
 void EngineImpl::check_closed(Peer& peer) {
   if (peer.state != Peer::State::closing || peer.links_open > 0) return;
   // Nothing can prove remote quiescence now: what is left ends as lost.
-  const std::deque<std::uint64_t> left = peer.transfers;
+  const std::vector<std::uint64_t> left = peer.transfers;
   bool fenced = true;
   for (const Pair& pair : peer.pairs) {
     const Fence fence = rails_[pair.rail].rail->device().fence;
@@ -661,7 +663,7 @@ void EngineImpl::check_closed(Peer& peer) {
 void EngineImpl::say_unreachable(Peer& peer) {
   peer.notice_ns = INT64_MAX;
   const Code code = peer.down_code == Code::peer_lost ? Code::unavailable : peer.down_code;
-  for (const std::uint64_t id : std::deque<std::uint64_t>(peer.transfers)) {
+  for (const std::uint64_t id : std::vector<std::uint64_t>(peer.transfers)) {
     if (TransferState* const transfer = transfers_.find(id)) end_transfer(*transfer, code, 0);
   }
   EngineEvent event;

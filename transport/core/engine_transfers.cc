@@ -470,6 +470,8 @@ void EngineImpl::finish(TransferState& transfer) {
   event.user = transfer.request.user;
   event.bytes = transfer.bytes_done;
   event.rails = transfer.rails;
+  transfers_ended_[std::min<std::size_t>(static_cast<std::size_t>(transfer.code), kCodes - 1)]
+      .add();
   for (const MemoryHandle handle : transfer.locals) {
     if (MemoryState* const memory = memories_.find(handle.value)) --memory->uses;
   }
@@ -484,7 +486,7 @@ void EngineImpl::finish(TransferState& transfer) {
 
 // The peer's Link has closed this incarnation: writes that were lost on it cannot land any more.
 void EngineImpl::prove(Peer& peer, std::uint16_t pair, std::uint32_t incarnation) {
-  for (const std::uint64_t id : std::deque<std::uint64_t>(peer.transfers)) {
+  for (const std::uint64_t id : std::vector<std::uint64_t>(peer.transfers)) {
     TransferState* const transfer = transfers_.find(id);
     if (transfer == nullptr || transfer->unproven.empty()) continue;
     std::erase_if(transfer->unproven, [&](const Unproven& open) {

@@ -4,7 +4,7 @@
 
 #include <bitset>
 #include <cstdint>
-#include <deque>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -53,18 +53,19 @@ class NoteWindow {
  public:
   bool first_time(std::uint64_t sequence) {
     if (sequence + kSize <= newest_) return false;
+    if (seen_ == nullptr) seen_ = std::make_unique<std::bitset<kSize>>();
     while (newest_ < sequence) {
       if (sequence - newest_ > kSize) newest_ = sequence - kSize;
-      seen_.reset(++newest_ % kSize);
+      seen_->reset(++newest_ % kSize);
     }
-    if (seen_.test(sequence % kSize)) return false;
-    seen_.set(sequence % kSize);
+    if (seen_->test(sequence % kSize)) return false;
+    seen_->set(sequence % kSize);
     return true;
   }
 
  private:
   static constexpr std::uint64_t kSize = 16384;
-  std::bitset<kSize> seen_;
+  std::unique_ptr<std::bitset<kSize>> seen_;  // 2 KiB that most peers never need
   std::uint64_t newest_ = 0;
 };
 
@@ -88,8 +89,8 @@ struct Peer {
   UniqueFd process;  // pidfd of the peer's process, where we share its host
   std::vector<Pair> pairs;
   std::unordered_map<std::uint64_t, RemoteMemory> memories;
-  std::deque<std::uint64_t> transfers;  // live ones, oldest first
-  std::uint64_t version = 1;            // grows when pairs or memories change
+  std::vector<std::uint64_t> transfers;  // live ones, oldest first
+  std::uint64_t version = 1;             // grows when pairs or memories change
   std::uint64_t note_next = 0;
   NoteWindow notes;
   std::int64_t heard_ns = 0, sent_ns = 0;

@@ -215,6 +215,28 @@ TEST(Bench, ComparesTwoTransportsWithAServingSide) {
   EXPECT_EQ(server.wait(20), 0);
 }
 
+TEST(Doctor, ChecksThisHostAndExplainsFailures) {
+  Program json("doctor --json --listen 127.0.0.1:0");
+  EXPECT_EQ(json.wait(), 0) << json.errors << json.output;
+  const std::size_t checks = json.output.find("\"checks\": [");
+  ASSERT_NE(checks, std::string::npos) << json.output;
+  for (const char* name : {"listener", "fd_limit", "locked_memory", "ptrace_scope"}) {
+    EXPECT_NE(json.output.find("\"name\": \"" + std::string(name) + "\"", checks),
+              std::string::npos)
+        << name;
+  }
+  // A limit that is low is named with what to do.
+  Program few("doctor --listen 127.0.0.1:0", {"prlimit", "--nofile=512"});
+  EXPECT_EQ(few.wait(), 0) << few.errors;
+  EXPECT_NE(few.output.find("LimitNOFILE"), std::string::npos) << few.output;
+  Program explained("doctor --explain corrupt");
+  EXPECT_EQ(explained.wait(), 0) << explained.errors;
+  EXPECT_NE(explained.output.find("kvlane_handoff_crc_mismatches_total"), std::string::npos);
+  Program unknown("doctor --explain gremlins");
+  EXPECT_EQ(unknown.wait(), 1);
+  EXPECT_NE(unknown.errors.find("docs/failures.md"), std::string::npos) << unknown.errors;
+}
+
 TEST(Doctor, NamesTheTransportAndWhyNotABetterOne) {
   Program best("doctor --json");
   EXPECT_EQ(best.wait(), 0) << best.errors;

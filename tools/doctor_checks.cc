@@ -1,0 +1,149 @@
+// One function per check; each names what it found and what to do.
+#include "tools/doctor_checks.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+#include "transport/base/address.h"
+
+namespace kvl::tools {
+namespace {
+
+using State = Check::State;
+
+// Per peer a process holds the control connection, the lanes and shm's descriptors.
+constexpr rlim_t kFdsLeast = 4096;
+constexpr rlim_t kLockedLeast = 64u << 20;
+
+std::string first_line(const char* path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+bool has_word(const std::string& list, const std::string& wanted) {
+  std::istringstream words(list);
+  for (std::string word; words >> word;) {
+    if (word == wanted) return true;
+  }
+  return false;
+}
+
+Check limit(int resource, rlim_t least, const char* name, const char* unit, const char* remedy) {
+  rlimit now{};
+  ::getrlimit(resource, &now);
+  const bool all = now.rlim_cur == RLIM_INFINITY;
+  Check check{State::ok, name, (all ? "unlimited" : std::to_string(now.rlim_cur)) + unit, ""};
+  if (all || now.rlim_cur >= least) return check;
+  check.state = State::note;
+  check.remedy = remedy;
+  return check;
+}
+
+Check attach() {
+  const std::string scope = first_line("/proc/sys/kernel/yama/ptrace_scope");
+  if (scope.empty() || scope == "0")
+    return {State::ok, "ptrace_scope", "processes of one user", ""};
+  if (::geteuid() == 0 && scope != "3") {
+    return {State::ok, "ptrace_scope", scope + ", and this is root", ""};
+  }
+  return {State::note, "ptrace_scope", scope,
+          "shm cannot reach pages that SharedBuffer did not make: use it, or set "
+          "kernel.yama.ptrace_scope=0"};
+}
+
+Check congestion(const Settings& settings) {
+  const std::string available = first_line("/proc/sys/net/ipv4/tcp_available_congestion_control");
+  const std::string wanted = settings.value("tcp.congestion").text;
+  if (wanted.empty() || wanted == "auto" || wanted == "system" || has_word(available, wanted)) {
+    return {State::ok, "tcp_congestion", available, ""};
+  }
+  return {State::problem, "tcp_congestion", wanted + " is not among: " + available,
+          "modprobe tcp_" + wanted + ", or set tcp.congestion to one of them"};
+}
+
+bool loopback(const std::string& text) {
+  const Result<SocketAddress> address = parse_address(text);
+  if (!address.ok()) return false;
+  const sockaddr* const any = address->raw();
+  if (any->sa_family == AF_INET) {
+    const auto* const v4 = reinterpret_cast<const sockaddr_in*>(any);
+    return ntohl(v4->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+  }
+  const auto* const v6 = reinterpret_cast<const sockaddr_in6*>(any);
+  return any->sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr) != 0;
+}
+
+Check listener(const Settings& settings) {
+  const std::string listen = settings.value("listen").text;
+  if (loopback(listen)) return {State::ok, "listener", listen + ", this host only", ""};
+  const Settings::Value file = settings.value("secret_file"), secret = settings.value("secret");
+  if (file.origin.empty()) {
+    return {State::note, "listener", listen + ", no authentication in this version",
+            "keep the ports on a trusted network, or listen on 127.0.0.1"};
+  }
+  const bool has_secret =
+      !file.text.empty() || (!secret.origin.empty() && secret.origin != "default");
+  if (has_secret) return {State::ok, "listener", listen + ", with a secret", ""};
+  const std::string insecure = settings.value("insecure").text;
+  if (insecure == "true" || insecure == "1") {
+    return {State::note, "listener", listen + ", insecure by choice",
+            "whoever can connect may read and write KV memory: set secret_file"};
+  }
+  return {State::problem, "listener", listen + ", without a secret",
+          "set secret_file (or KVLANE_SECRET), listen on 127.0.0.1, or say insecure=true"};
+}
+
+// Files that hold, or may hold, secrets.
+Check private_file(const char* name, const std::string& path) {
+  struct stat facts {};
+  if (::stat(path.c_str(), &facts) != 0) {
+    return {State::problem, name, path + ": " + std::strerror(errno), "name a file that exists"};
+  }
+  char mode[8];
+  std::snprintf(mode, sizeof(mode), "%03o", static_cast<unsigned>(facts.st_mode & 0777U));
+  if ((facts.st_mode & (S_IROTH | S_IWOTH | S_IWGRP)) == 0) {
+    return {State::ok, name, path + ", mode " + mode, ""};
+  }
+  return {State::problem, name, path + ", mode " + mode, "chmod 600 " + path};
+}
+
+}  // namespace
+
+std::string_view to_string(Check::State state) {
+  switch (state) {
+    case State::ok:
+      return "ok";
+    case State::note:
+      return "note";
+    case State::problem:
+      return "problem";
+  }
+  return "unknown";
+}
+
+std::vector<Check> check_host(const Settings& settings) {
+  std::vector<Check> all;
+  all.push_back(listener(settings));
+  const std::string secret_file = settings.value("secret_file").text;
+  if (!secret_file.empty()) all.push_back(private_file("secret_file", secret_file));
+  all.push_back(limit(RLIMIT_NOFILE, kFdsLeast, "fd_limit", " files",
+                      "ulimit -n 65536, or LimitNOFILE=65536 in the unit: peers need descriptors"));
+  all.push_back(
+      limit(RLIMIT_MEMLOCK, kLockedLeast, "locked_memory", " bytes",
+            "ulimit -l unlimited, or LimitMEMLOCK=infinity: MSG_ZEROCOPY and pinned pages "
+            "count against it"));
+  all.push_back(attach());
+  all.push_back(congestion(settings));
+  return all;
+}
+
+}  // namespace kvl::tools
