@@ -265,7 +265,8 @@ void ShmLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) 
   count("kvlane_shm_doorbells_total", "Sleeping peers that were woken", doorbells_);
   count("kvlane_shm_refused_connections_total", "Connections that were no peer of ours",
         refused_connections_);
-  count("kvlane_shm_refused_memory_total", "Memory of peers that could not be used", denied_memory_);
+  count("kvlane_shm_refused_memory_total", "Memory of peers that could not be used",
+        denied_memory_);
 }
 
 }  // namespace kvl::shm

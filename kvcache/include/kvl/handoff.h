@@ -32,7 +32,8 @@
 // Promises
 //  1 every handoff that opened gets exactly one of committed and failed, within its deadline
 //  2 committed (decode) means: every byte of every source is in the pages, checked by CRC
-//    where asked for (a mismatch: moved once more by another path, then failed as corrupt), and every decode rank of the group had that; metadata is not visible before
+//    where asked for (a mismatch: moved once more by another path, then failed as corrupt), and
+//    every decode rank of the group had that; metadata is not visible before
 //  3 the lead's (group rank 0) committed comes last, after every rank of the group has said that it
 //    committed: an engine that starts when its lead says so never runs on part of the ranks. If any
 //    rank fails, the lead never commits. Prefill's committed means that all its decode ranks did
