@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cctype>
 #include <charconv>
+#include <cmath>
 #include <cstdlib>
 #include <sstream>
 
@@ -31,7 +32,8 @@ std::string environment_name(std::string_view key) {
 }
 
 Status in_range(const Setting& row, double value) {
-  if (row.min != row.max && (value < row.min || value > row.max)) {
+  // Written so that a number that is none is refused: it is in no range.
+  if (row.min != row.max && !(value >= row.min && value <= row.max)) {
     return {Code::invalid_argument, "value out of range; kvlane config prints the range"};
   }
   return {};
@@ -120,7 +122,7 @@ Status parse_value(const Setting& row, std::string_view text, std::int64_t& out)
 
 Status parse_value(const Setting& row, std::string_view text, double& out) {
   const auto [rest, errc] = std::from_chars(text.data(), text.data() + text.size(), out);
-  if (errc != std::errc{} || rest != text.data() + text.size()) {
+  if (errc != std::errc{} || rest != text.data() + text.size() || !std::isfinite(out)) {
     return {Code::invalid_argument, "not a number"};
   }
   return in_range(row, out);
