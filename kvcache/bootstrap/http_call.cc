@@ -16,6 +16,7 @@ namespace beast = boost::beast;
 namespace http = boost::beast::http;
 using ErrorCode = boost::system::error_code;
 
+constexpr std::size_t kHostBytesMax = 253;
 constexpr std::uint64_t kAnswerBytesMax = 256ull << 20;
 
 // Resolve, connect, write, read: each step starts the next; the deadline of the stream covers all.
@@ -90,8 +91,12 @@ Result<HttpTarget> parse_target(std::string_view url) {
   if (target.host.front() == '[' && target.host.back() == ']') {
     target.host = target.host.substr(1, target.host.size() - 2);
   }
+  // The host becomes a line of the request: nothing but what names and addresses are made of.
+  constexpr std::string_view kHostBytes =
+      "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-_:%";
   if (target.port.find_first_not_of("0123456789") != std::string::npos || target.port.size() > 5 ||
-      target.host.find_first_of("/?#@ ") != std::string::npos) {
+      target.host.empty() || target.host.size() > kHostBytesMax ||
+      target.host.find_first_not_of(kHostBytes) != std::string::npos) {
     return wrong;
   }
   return target;
