@@ -18,7 +18,10 @@ Result<Instance> instance_of(const std::vector<RankRecord>& records) {
   Instance instance;
   if (records.empty()) return Status(Code::not_found, "no rank is registered");
   instance.sizes = {records[0].tp_size, records[0].pp_size};
-  instance.addresses.resize(std::size_t{instance.sizes.tp_size} * instance.sizes.pp_size);
+  const std::size_t ranks = std::size_t{instance.sizes.tp_size} * instance.sizes.pp_size;
+  // Also before memory is taken: a record may claim sixteen million ranks.
+  if (records.size() < ranks) return Status(Code::unavailable, "not all ranks are registered");
+  instance.addresses.resize(ranks);
   for (const RankRecord& record : records) {
     const ParallelSlice slice{record.tp_size, record.tp_rank, record.pp_size, record.pp_rank};
     if (!validate(slice).ok() || record.tp_size != instance.sizes.tp_size ||
@@ -58,7 +61,10 @@ Result<BootstrapClient*> Rendezvous::client_of(const std::string& url) {
     BootstrapClientOptions options;
     options.url = url;
     Result<std::unique_ptr<BootstrapClient>> opened = BootstrapClient::open(std::move(options));
-    if (!opened) return opened.status();
+    if (!opened) {
+      clients_.erase(url);  // what is no URL takes no place
+      return opened.status();
+    }
     client = *std::move(opened);
   }
   return client.get();
