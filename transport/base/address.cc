@@ -43,6 +43,10 @@ std::string SocketAddress::text() const {
 }
 
 Result<SocketAddress> parse_address(std::string_view text) {
+  // The resolver reads C strings: what comes after a 0 would not be looked at.
+  if (text.find('\0') != std::string_view::npos) {
+    return Status{Code::invalid_argument, "address has a zero byte"};
+  }
   const std::size_t colon = text.rfind(':');
   if (colon == std::string_view::npos || colon + 1 == text.size()) {
     return Status{Code::invalid_argument, "address must be HOST:PORT or [IPV6]:PORT"};
