@@ -7,6 +7,8 @@
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <sstream>
 
 #define TOML_HEADER_ONLY 1
@@ -54,6 +56,21 @@ void flatten(const toml::table& table, const std::string& prefix,
       out.emplace_back(name, stream.str());
     }
   }
+}
+
+// toml++ 3.3 runs into undefined behaviour at letters outside ASCII where a key may stand. They are
+// taken in comment lines only; TOML writes them as \u escapes elsewhere.
+std::string first_foreign_line(std::string_view text) {
+  for (std::size_t number = 1; !text.empty(); ++number) {
+    const std::string_view line = text.substr(0, text.find('\n'));
+    text.remove_prefix(std::min(text.size(), line.size() + 1));
+    const std::size_t first = line.find_first_not_of(" \t");
+    if (first != std::string_view::npos && line[first] == '#') continue;
+    if (std::any_of(line.begin(), line.end(), [](char c) { return (c & 0x80) != 0; })) {
+      return "line " + std::to_string(number);
+    }
+  }
+  return {};
 }
 
 struct Loader {
@@ -154,14 +171,21 @@ Result<Settings> Settings::load(std::vector<Setting> rows, const Source& source,
   Loader loader{settings.rows_, settings.values_, error};
   if (!source.file.empty()) {
     std::vector<std::pair<std::string, std::string>> pairs;
-    try {
-      flatten(toml::parse_file(source.file), "", pairs);
-    } catch (const toml::parse_error& problem) {
-      std::ostringstream text;
-      text << source.file << ": " << problem;
-      return loader.fail(text.str());
+    std::ifstream file(source.file, std::ios::binary);
+    const std::string text((std::istreambuf_iterator<char>(file)), {});
+    if (!file) return loader.fail(source.file + ": cannot be read");
+    if (const std::string line = first_foreign_line(text); !line.empty()) {
+      return loader.fail(source.file + ", " + line +
+                         ": letters outside ASCII belong in comment lines, or as \\u escapes");
     }
-    for (const auto& [name, text] : pairs) KVL_TRY(loader.set(name, text, "file " + source.file));
+    try {
+      flatten(toml::parse(text, source.file), "", pairs);
+    } catch (const toml::parse_error& problem) {
+      std::ostringstream why;
+      why << source.file << ": " << problem;
+      return loader.fail(why.str());
+    }
+    for (const auto& [name, value] : pairs) KVL_TRY(loader.set(name, value, "file " + source.file));
   }
   if (source.environment) {
     for (const Setting& row : settings.rows_) {

@@ -46,6 +46,27 @@ TEST(Settings, FlagBeatsEnvironmentBeatsFile) {
   EXPECT_EQ(settings->value("sample.lanes").origin, "env KVLANE_SAMPLE_LANES");
 }
 
+TEST(Settings, NumbersAreFinite) {
+  for (const char* text : {"nan", "-nan", "inf", "1e999", "1.5x"}) {
+    const auto settings =
+        Settings::load(rows(), {.environment = false, .flags = {{"sample.ratio", text}}});
+    EXPECT_EQ(settings.code(), Code::invalid_argument) << text;
+  }
+}
+
+TEST(Settings, LettersOutsideAsciiBelongInCommentLines) {
+  const std::string file = ::testing::TempDir() + "kvlane_config_foreign.toml";
+  std::string error;
+  const auto load = [&](const char* text) {
+    std::ofstream(file) << text;
+    return Settings::load(rows(), {.file = file, .environment = false}, &error);
+  };
+  EXPECT_TRUE(load("  # \u00e9t\u00e9\n[sample]\nlanes = 4\ncongestion = \"\\u00e9\"\n").ok())
+      << error;
+  EXPECT_EQ(load("[sample]\n\u01de\n").code(), Code::invalid_argument);
+  EXPECT_NE(error.find("line 2"), std::string::npos) << error;
+}
+
 TEST(Settings, BooleansAreRealAndTheOwnNameBeatsTheAlias) {
   const auto table = rows();
   for (const auto& [text, expected] : std::vector<std::pair<const char*, bool>>{{"True", true},
