@@ -4,6 +4,7 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -59,12 +60,17 @@ spdlog::level::level_enum to_spdlog(LogLevel level) {
   return spdlog::level::info;
 }
 
+bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
+
 std::string render(std::string_view event, std::initializer_list<LogField> fields) {
   std::string line(event);
   for (const LogField& field : fields) {
     line.append(" ").append(field.key).append("=");
+    // Values may be a peer's words: no line end and no escape sequence reaches a terminal.
     const bool plain =
-        !field.value.empty() && field.value.find_first_of(" \"\n\r\t=") == std::string::npos;
+        !field.value.empty() && std::none_of(field.value.begin(), field.value.end(), [](char c) {
+          return c == ' ' || c == '"' || c == '=' || is_control(c);
+        });
     if (plain) {
       line += field.value;
       continue;
@@ -72,7 +78,7 @@ std::string render(std::string_view event, std::initializer_list<LogField> field
     line += '"';
     for (char c : field.value) {
       if (c == '"' || c == '\\') line += '\\';
-      line += (static_cast<unsigned char>(c) < 0x20) ? ' ' : c;
+      line += is_control(c) ? ' ' : c;
     }
     line += '"';
   }
