@@ -76,7 +76,7 @@ std::string azure_row(const std::string& line, std::uint64_t number, std::uint32
   const std::size_t second = first == std::string::npos ? first : line.find(',', first + 1);
   if (second == std::string::npos) return "not TIMESTAMP,ContextTokens,GeneratedTokens";
   at_ms = parse_time(line.substr(0, first)) * 1000;
-  if (std::isnan(at_ms)) return "the time must be YYYY-MM-DD HH:MM:SS.fraction";
+  if (!std::isfinite(at_ms)) return "the time must be YYYY-MM-DD HH:MM:SS.fraction";
   if (!parse_count(line.substr(first + 1, second - first - 1), row.input_tokens) ||
       row.input_tokens == 0 || !parse_count(line.substr(second + 1), row.output_tokens)) {
     return "token counts must be whole numbers up to 1048576";
