@@ -41,6 +41,8 @@ class ControlNet {
   virtual void poll(std::vector<ControlEvent>& events) = 0;
   // Readable when poll() has something to do; -1 in the simulator.
   virtual int wait_fd() const = 0;
+  // Connections that were closed because there were too many, or that said too much too early.
+  virtual std::uint64_t refused() const { return 0; }
 };
 
 }  // namespace kvl

@@ -65,8 +65,16 @@ std::vector<Setting> engine_settings() {
       setting<&C::pieces_inflight>("pieces_inflight", "", 1, 1024, "pieces per rail and peer"),
       setting<&C::transfers_max>("transfers_max", "", 1, 8192, "transfers in flight"),
       setting<&C::peers_max>("peers_max", "", 1, 65536, "peers, both directions together"),
-      setting<&C::connect_timeout_ms>("connect_timeout_ms", "ms", 10, 600000,
-                                      "from dialing to the first rail"),
+      setting<&C::strangers_max>("strangers_max", "", 1, 4096,
+                                 "control connections without a hello; beyond, the oldest goes"),
+      setting<&C::strangers_per_address_max>(
+          "strangers_per_address_max", "", 1, 4096,
+          "of these from one address; beyond, new ones are closed"),
+      setting<&C::peer_memories_max>("peer_memories_max", "", 1, 1 << 20,
+                                     "memories that one peer may announce; beyond it is let go"),
+      setting<&C::connect_timeout_ms>(
+          "connect_timeout_ms", "ms", 10, 600000,
+          "from dialing to the first rail; for a stranger to say hello"),
       setting<&C::transfer_timeout_ms>("transfer_timeout_ms", "ms", 1, 86400000,
                                        "deadline of a transfer that names none"),
       setting<&C::heartbeat_ms>("heartbeat_ms", "ms", 10, 60000, "pause between heartbeats"),
@@ -125,7 +133,10 @@ Status EngineImpl::start(const Settings& settings, std::string* error) {
                             : ::epoll_create1(EPOLL_CLOEXEC));
   if (!control_wake_ || !event_fd_) return {Code::exhausted, "engine descriptors", errno};
   if (!world_.control) {
-    auto net = TcpControlNet::open(config_.listen, config_.advertise);
+    auto net = TcpControlNet::open(
+        config_.listen, config_.advertise,
+        {.max = static_cast<std::size_t>(config_.strangers_max),
+         .per_address_max = static_cast<std::size_t>(config_.strangers_per_address_max)});
     if (!net) {
       return fail(error, net.code(), "control listener",
                   "cannot listen on " + config_.listen + ": " + net.status().to_string());
@@ -404,7 +415,7 @@ void EngineImpl::visit_metrics(MetricVisitor& visitor) const {
   visitor.gauge("kvlane_transfers_inflight", "Transfers not ended.", {},
                 static_cast<double>(transfers_.size()));
   visitor.counter("kvlane_control_refused_total", "Control connections or messages refused.", {},
-                  static_cast<double>(refused_.value()));
+                  static_cast<double>(refused_.value() + world_.control->refused()));
   visitor.counter("kvlane_piece_retries_total", "Pieces posted again on another path.", {},
                   static_cast<double>(retries_.value()));
   const auto by_code = [&](std::string_view name, std::string_view help, const char* label,

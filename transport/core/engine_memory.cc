@@ -128,6 +128,7 @@ void EngineImpl::on_memory_export(Peer& peer, const control::ExportMessage& mess
   const PairName name{peer.id, static_cast<std::uint16_t>(pair - peer.pairs.data()),
                       pair->incarnation};
   if (message.blob.empty()) {
+    if (memory->second.ways[name.pair].state == RemoteMemory::State::ready) return;
     memory->second.ways[name.pair].state = RemoteMemory::State::refused;
     ++peer.version;
     kick(peer);
@@ -142,7 +143,9 @@ void EngineImpl::on_memory_export(Peer& peer, const control::ExportMessage& mess
     Pair* mine = nullptr;
     if (!alive(name, found, mine)) return;
     const auto entry = found->memories.find(handle);
-    if (entry == found->memories.end()) {
+    // Dropped meanwhile, or exported before: a name that nobody keeps would stay in the Link.
+    if (entry == found->memories.end() ||
+        entry->second.ways[name.pair].state == RemoteMemory::State::ready) {
       if (imported) link.drop_memory(*imported);
       return;
     }

@@ -22,6 +22,7 @@ constexpr std::int64_t kMs = 1'000'000;
 constexpr std::int64_t kBackoffMaxNs = 5000 * kMs;
 constexpr std::int64_t kPairBackoffNs = 50 * kMs;
 constexpr std::int64_t kFenceCheckNs = 50 * kMs;
+constexpr std::size_t kReasonBytesMax = 256;  // of a peer's reason to close a pair
 
 // All pairs of rails of one transport and domain; the shorter side is used round robin.
 template <typename Add>
@@ -270,6 +271,9 @@ void EngineImpl::on_message(Peer& peer, std::span<const std::byte> message) {
       const auto handle = control::decode_memory(body);
       if (!handle) return refuse("malformed memory message");
       if (type == Type::memory_drop) return on_memory_drop(peer, *handle);
+      if (peer.memories.size() >= static_cast<std::size_t>(config_.peer_memories_max)) {
+        return refuse("more memories than peer_memories_max");
+      }
       peer.memories[*handle].ways.resize(peer.pairs.size());
       return;
     }
@@ -457,7 +461,8 @@ void EngineImpl::on_rail_message(Peer& peer, control::Type type,
     case Type::rail_closed: {
       on_remote_closed(peer, *pair, incarnation);
       if (incarnation != pair->incarnation || type == Type::rail_closed) return;
-      const std::string why(reinterpret_cast<const char*>(blob.data()), blob.size());
+      const std::string why(reinterpret_cast<const char*>(blob.data()),
+                            std::min(blob.size(), kReasonBytesMax));
       if (pair->state == Pair::State::opening || pair->state == Pair::State::up) {
         return close_pair(peer, *pair, "closed by the peer: " + why, true);
       }

@@ -44,10 +44,12 @@ std::string dialable(const SocketAddress& bound, const std::string& advertise) {
 }  // namespace
 
 Result<std::unique_ptr<TcpControlNet>> TcpControlNet::open(const std::string& listen,
-                                                           const std::string& advertise) {
+                                                           const std::string& advertise,
+                                                           const StrangerLimits& strangers) {
   auto address = parse_address(listen);
   if (!address) return address.status();
   auto net = std::make_unique<TcpControlNet>();
+  net->limits_ = strangers;
   net->epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
   net->listener_.reset(::socket(address->family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!net->epoll_ || !net->listener_) return Status{Code::exhausted, "control socket", errno};
@@ -139,8 +141,43 @@ Status TcpControlNet::flush(Connection& c) {
 void TcpControlNet::close(ConnId conn) {
   Connection* const c = connections_.find(conn.value);
   if (c == nullptr) return;
+  greeted(*c);
   *c = Connection{};
   connections_.erase(conn.value);
+}
+
+// No stranger any more: it has said something whole, or it is closed.
+void TcpControlNet::greeted(Connection& c) {
+  if (!c.stranger) return;
+  c.stranger = false;
+  strangers_.erase(c.place);
+  const auto of = strangers_of_.find(c.host);
+  if (--of->second == 0) strangers_of_.erase(of);
+}
+
+void TcpControlNet::lose(std::uint64_t id, Status why, std::vector<ControlEvent>& events) {
+  events.push_back({ControlEvent::Kind::closed, {id}, why, {}, {}});
+  close({id});
+}
+
+// Room for one more stranger. A flood from one address harms that address; a flood from many makes
+// the oldest go, so that who says hello at once still gets in.
+bool TcpControlNet::admit(const std::string& host, std::vector<ControlEvent>& events) {
+  const auto of = strangers_of_.find(host);
+  if (of != strangers_of_.end() && of->second >= limits_.per_address_max) {
+    refused_.add();
+    return false;
+  }
+  if (strangers_.size() >= limits_.max) {
+    refused_.add();
+    lose(strangers_.front(), {Code::exhausted, "too many connections without a hello"}, events);
+  }
+  return true;
+}
+
+void TcpControlNet::listen_again(bool on) {
+  epoll_event event{on ? static_cast<std::uint32_t>(EPOLLIN) : 0U, {.u64 = kListenerKey}};
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
 }
 
 void TcpControlNet::accept_all(std::vector<ControlEvent>& events) {
@@ -148,13 +185,30 @@ void TcpControlNet::accept_all(std::vector<ControlEvent>& events) {
     SocketAddress from;
     from.bytes = sizeof(from.storage);
     UniqueFd fd(::accept4(listener_.get(), from.raw(), &from.bytes, SOCK_NONBLOCK | SOCK_CLOEXEC));
-    if (!fd) return;
-    if (connections_.size() >= kConnectionsMax) continue;  // refused: closed at once
+    if (!fd) {
+      if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+        // The listener would stay readable and poll() would never rest: look away for a while.
+        listen_again(false);
+        accept_at_ns_ = clock_.now_ns() + kAcceptPauseNs;
+      }
+      return;
+    }
+    const std::string remote = from.text();
+    std::string host = remote.substr(0, remote.rfind(':'));
+    if (connections_.size() >= kConnectionsMax) {  // closed at once
+      refused_.add();
+      continue;
+    }
+    if (!admit(host, events)) continue;
     set_options(fd.get());
     const auto [id, c] = connections_.insert();
     *c = Connection{};
     c->fd = std::move(fd);
-    c->remote = from.text();
+    c->remote = remote;
+    c->host = std::move(host);
+    c->stranger = true;
+    c->place = strangers_.insert(strangers_.end(), id);
+    ++strangers_of_[c->host];
     if (watch(id, *c, true).ok()) {
       events.push_back({ControlEvent::Kind::accepted, {id}, {}, {}, c->remote});
     } else {
@@ -178,8 +232,12 @@ Status TcpControlNet::read_some(std::uint64_t id, Connection& c,
     while (c.in.size() - at >= sizeof(std::uint32_t)) {
       std::uint32_t bytes = 0;
       std::memcpy(&bytes, c.in.data() + at, sizeof(bytes));
-      if (bytes > kMessageBytesMax) return {Code::invalid_argument, "control message too long"};
+      if (bytes > (c.stranger ? kFirstMessageBytesMax : kMessageBytesMax)) {
+        if (c.stranger) refused_.add();  // later ones show as a peer that was lost
+        return {Code::invalid_argument, "control message too long"};
+      }
       if (c.in.size() - at - sizeof(bytes) < bytes) break;
+      greeted(c);
       const std::byte* const begin = c.in.data() + at + sizeof(bytes);
       events.push_back({ControlEvent::Kind::message, {id}, {}, {begin, begin + bytes}, {}});
       at += sizeof(bytes) + bytes;
@@ -213,22 +271,26 @@ void TcpControlNet::on_ready(std::uint64_t id, std::uint32_t ready,
   if (status.ok() && (ready & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) {
     status = read_some(id, *c, events);
   }
-  if (!status.ok()) {
-    events.push_back({ControlEvent::Kind::closed, {id}, status, {}, {}});
-    close({id});
-  }
+  if (!status.ok()) lose(id, status, events);
 }
 
 void TcpControlNet::poll(std::vector<ControlEvent>& events) {
+  if (accept_at_ns_ != 0 && clock_.now_ns() >= accept_at_ns_) {
+    accept_at_ns_ = 0;
+    listen_again(true);
+  }
   epoll_event ready[64];
   const int count = ::epoll_wait(epoll_.get(), ready, 64, 0);
+  // Who is there already comes first: its hello makes room for a stranger.
+  bool waiting = false;
   for (int i = 0; i < count; ++i) {
     if (ready[i].data.u64 == kListenerKey) {
-      accept_all(events);
+      waiting = true;
     } else {
       on_ready(ready[i].data.u64, ready[i].events, events);
     }
   }
+  if (waiting) accept_all(events);
 }
 
 }  // namespace kvl

@@ -10,6 +10,7 @@
 
 #include "kvl/clock.h"
 #include "transport/base/address.h"
+#include "transport/base/unique_fd.h"
 
 namespace kvl {
 namespace {
@@ -101,6 +102,57 @@ TEST(TcpControlNet, RefusedConnectionAndBadAddressesAreTyped) {
   EXPECT_EQ(net->connect("nowhere").code(), Code::invalid_argument);
   EXPECT_EQ(net->connect("::1:80").code(), Code::invalid_argument);
   EXPECT_EQ(TcpControlNet::open(net->address(), "").code(), Code::unavailable);
+}
+
+UniqueFd dial_raw(const std::string& to) {
+  const auto address = parse_address(to);
+  UniqueFd fd(::socket(address->family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
+  EXPECT_EQ(::connect(fd.get(), address->raw(), address->bytes), 0);
+  return fd;
+}
+
+// The other end is closed; what it said before does not matter.
+bool closed(const UniqueFd& fd) {
+  char byte = 0;
+  const ssize_t n = ::recv(fd.get(), &byte, 1, MSG_DONTWAIT);
+  return n == 0 || (n < 0 && errno != EAGAIN);
+}
+
+TEST(TcpControlNet, TheOldestStrangerMakesRoom) {
+  auto net =
+      std::move(TcpControlNet::open("127.0.0.1:0", "", {.max = 2, .per_address_max = 9})).value();
+  std::vector<std::vector<ControlEvent>> events;
+  const UniqueFd first = dial_raw(net->address()), second = dial_raw(net->address());
+  ASSERT_TRUE(drive({net.get()}, events,
+                    [&] { return !events.empty() && count(events[0], Kind::accepted) == 2; }));
+  const UniqueFd third = dial_raw(net->address());
+  ASSERT_TRUE(drive({net.get()}, events, [&] { return count(events[0], Kind::closed) == 1; }));
+  ASSERT_TRUE(drive({net.get()}, events, [&] { return closed(first); }));
+  EXPECT_FALSE(closed(second));
+  // Who has said something whole is no stranger: it stays.
+  const std::uint32_t bytes = 0;
+  ASSERT_EQ(::send(second.get(), &bytes, sizeof(bytes), MSG_NOSIGNAL), 4);
+  ASSERT_TRUE(drive({net.get()}, events, [&] { return count(events[0], Kind::message) == 1; }));
+  const UniqueFd fourth = dial_raw(net->address()), fifth = dial_raw(net->address());
+  ASSERT_TRUE(drive({net.get()}, events, [&] { return closed(third); }));
+  EXPECT_FALSE(closed(second));
+  EXPECT_EQ(net->refused(), 2U);
+}
+
+TEST(TcpControlNet, StrangersOfOneAddressAndLongFirstMessagesAreRefused) {
+  auto net =
+      std::move(TcpControlNet::open("127.0.0.1:0", "", {.max = 9, .per_address_max = 2})).value();
+  std::vector<std::vector<ControlEvent>> events;
+  const UniqueFd first = dial_raw(net->address()), second = dial_raw(net->address());
+  const UniqueFd third = dial_raw(net->address());
+  ASSERT_TRUE(drive({net.get()}, events, [&] { return closed(third); }));
+  EXPECT_EQ(count(events[0], Kind::accepted), 2U);
+  const std::uint32_t bytes = 1 << 20;  // allowed later, not as a first word
+  ASSERT_EQ(::send(first.get(), &bytes, sizeof(bytes), MSG_NOSIGNAL), 4);
+  ASSERT_TRUE(drive({net.get()}, events, [&] { return closed(first); }));
+  EXPECT_EQ(net->refused(), 2U);
+  const UniqueFd fourth = dial_raw(net->address());  // the place is free again
+  ASSERT_TRUE(drive({net.get()}, events, [&] { return count(events[0], Kind::accepted) == 3; }));
 }
 
 }  // namespace
