@@ -33,7 +33,9 @@ struct Room {
                  .handler = api,
                  .limits = {.body_bytes_max = options.max_payload_size,
                             .header_timeout_secs = options.header_timeout_secs,
-                            .idle_timeout_secs = options.idle_timeout_secs},
+                            .idle_timeout_secs = options.idle_timeout_secs,
+                            .buffered_bytes_max = options.max_buffered_bytes,
+                            .per_address_max = options.max_connections_per_address},
                  .counters = {}} {}
 
   http::Loop loop;

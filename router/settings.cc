@@ -33,7 +33,13 @@ std::span<const Setting> router_settings() {
       setting<&O::max_payload_size>("router.max_payload_size", "bytes", 1024, 1e12,
                                     "largest request body; beyond it the answer is 413"),
       setting<&O::max_connections>("router.max_connections", "", 1, 1e6,
-                                   "client connections per thread; more wait to be accepted"),
+                                   "client connections per thread; beyond, silent ones are closed"),
+      setting<&O::max_connections_per_address>(
+          "router.max_connections_per_address", "", 0, 1e6,
+          "of these from one address; beyond, new ones are closed; 0: no limit"),
+      setting<&O::max_buffered_bytes>(
+          "router.max_buffered_bytes", "bytes", 1024, 1e15,
+          "large request bodies in memory, per thread; beyond it the answer is 503"),
       setting<&O::retry_max_retries>("router.retry_max_retries", "", 0, 64,
                                      "other workers tried before the first byte of an answer"),
       setting<&O::health_check_interval_secs>("router.health_check_interval_secs", "s", 0.01, 3600,
@@ -71,6 +77,16 @@ std::span<const Setting> bootstrap_settings() {
                                 "longest lease; longer wishes get this"),
       setting<&O::dp_rank_ttl_ms>("bootstrap.dp_rank_ttl_ms", "ms", 1, 1e9,
                                   "how long the data-parallel rank of a room is kept"),
+      setting<&O::max_connections>("bootstrap.max_connections", "", 1, 1e6,
+                                   "connections; beyond, silent ones are closed"),
+      setting<&O::max_connections_per_address>(
+          "bootstrap.max_connections_per_address", "", 0, 1e6,
+          "of these from one address; beyond, new ones are closed; 0: no limit"),
+      setting<&O::header_timeout_secs>(
+          "bootstrap.header_timeout_secs", "s", 0.001, 3600,
+          "limit for a client to send a request's head, then its body"),
+      setting<&O::idle_timeout_secs>("bootstrap.idle_timeout_secs", "s", 0.001, 86400,
+                                     "a kept-alive connection without a request is closed after"),
       setting<&O::records_max>("bootstrap.records_max", "", 1, 1e9,
                                "ranks, and rooms, kept at most; beyond it the answer is 503"),
   };

@@ -16,7 +16,7 @@ namespace {
 
 constexpr double kGraceSecs = 2;
 constexpr std::uint64_t kBodyBytesMax = 2 << 20;  // a registration with the largest layout fits
-constexpr std::size_t kConnectionsMax = 4096;
+constexpr std::uint64_t kBufferedBytesMax = 256 << 20;
 constexpr double kExpireSecs = 1;
 
 class Handler final : public http::RequestHandler {
@@ -59,7 +59,11 @@ class BootstrapServerImpl final : public BootstrapServer, private http::Timed {
         loop_(0),
         sessions_{.loop = loop_,
                   .handler = handler_,
-                  .limits = {.body_bytes_max = kBodyBytesMax},
+                  .limits = {.body_bytes_max = kBodyBytesMax,
+                             .header_timeout_secs = options.header_timeout_secs,
+                             .idle_timeout_secs = options.idle_timeout_secs,
+                             .buffered_bytes_max = kBufferedBytesMax,
+                             .per_address_max = options.max_connections_per_address},
                   .counters = {}} {}
 
   ~BootstrapServerImpl() override {
@@ -71,7 +75,8 @@ class BootstrapServerImpl final : public BootstrapServer, private http::Timed {
     Result<http::Acceptor> acceptor =
         http::listen(loop_, {.host = options_.host, .port = options_.port}, error);
     if (!acceptor.ok()) return acceptor.status();
-    listener_ = std::make_unique<http::Listener>(sessions_, *std::move(acceptor), kConnectionsMax);
+    listener_ =
+        std::make_unique<http::Listener>(sessions_, *std::move(acceptor), options_.max_connections);
     listener_->start();
     loop_.watch(*this);
     on_deadline();

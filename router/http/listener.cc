@@ -1,6 +1,7 @@
 // Binding and accepting. A shortage (of descriptors, of allowed connections) is waited out.
 #include "router/http/listener.h"
 
+#include <algorithm>
 #include <boost/asio/error.hpp>
 #include <boost/asio/ip/address.hpp>
 #include <boost/asio/socket_base.hpp>
@@ -57,17 +58,46 @@ void Listener::start() { accept(); }
 
 void Listener::accept() {
   if (accepting_ || !acceptor_.is_open()) return;
-  if (context_.open >= connections_max_) return set_deadline(after_seconds(kRetrySecs));
+  // Everybody is being answered: the next one waits in the kernel's backlog.
+  if (context_.open >= connections_max_ && oldest_idle() == nullptr) {
+    return set_deadline(after_seconds(kRetrySecs));
+  }
   accepting_ = true;
-  acceptor_.async_accept([this](ErrorCode error, Socket socket) {
+  acceptor_.async_accept(from_, [this](ErrorCode error, Socket socket) {
     accepting_ = false;
     if (error == asio::error::operation_aborted) return;
     if (error) return set_deadline(after_seconds(kRetrySecs));
-    const auto session = std::make_shared<Session>(context_, std::move(socket));
-    sessions_.push_back(*session);
-    session->start();
+    if (may_enter()) {
+      const auto session = std::make_shared<Session>(context_, std::move(socket), from_.address());
+      sessions_.push_back(*session);
+      session->start();
+    } else {
+      context_.counters.refused_total.add();
+    }
     accept();
   });
+}
+
+// Whether one more connection is served. A full house closes the connection that has waited longest
+// without a request: who sends one at once gets in, also during a flood of silent ones.
+bool Listener::may_enter() {
+  const std::uint32_t most = context_.limits.per_address_max;
+  if (most > 0) {
+    const auto of = context_.by_address.find(from_.address());
+    if (of != context_.by_address.end() && of->second >= most) return false;
+  }
+  if (context_.open < connections_max_) return true;
+  if (Session* const oldest = oldest_idle()) {
+    context_.counters.refused_total.add();
+    oldest->close();
+  }
+  return true;
+}
+
+Session* Listener::oldest_idle() {
+  const auto oldest = std::find_if(sessions_.begin(), sessions_.end(),
+                                   [](const Session& session) { return session.idle(); });
+  return oldest == sessions_.end() ? nullptr : &*oldest;
 }
 
 void Listener::on_deadline() { accept(); }

@@ -21,7 +21,8 @@ Result<Acceptor> listen(Loop& loop, const ListenOptions& options, std::string* e
 
 class Listener final : public Timed {
  public:
-  // `connections_max`: beyond it connections wait in the kernel's backlog.
+  // `connections_max`: beyond it the one that has waited longest without a request is closed for
+  // each new one; while all are being answered, new ones wait in the kernel's backlog.
   Listener(SessionContext& context, Acceptor acceptor, std::size_t connections_max);
 
   void start();
@@ -35,12 +36,15 @@ class Listener final : public Timed {
 
  private:
   void accept();
+  bool may_enter();
+  Session* oldest_idle();
 
   SessionContext& context_;
   Acceptor acceptor_;
   std::size_t connections_max_;
   std::uint16_t port_;
   bool accepting_ = false;
+  Endpoint from_;  // of the connection being accepted
   boost::intrusive::list<Session, boost::intrusive::base_hook<SessionHook>,
                          boost::intrusive::constant_time_size<false>>
       sessions_;

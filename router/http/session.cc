@@ -30,13 +30,34 @@ void Session::Buffer::reserve(std::size_t bytes) {
   capacity = bytes;
 }
 
-Session::Session(SessionContext& context, Socket socket)
-    : context_(context), socket_(std::move(socket)) {
+Session::Session(SessionContext& context, Socket socket, const asio::ip::address& address)
+    : context_(context), socket_(std::move(socket)), address_(address) {
   ++context_.open;
+  if (context_.limits.per_address_max > 0) ++context_.by_address[address_];
   context_.counters.connections_total.add();
 }
 
-Session::~Session() { --context_.open; }
+Session::~Session() {
+  --context_.open;
+  context_.buffered -= buffered_;
+  if (context_.limits.per_address_max == 0) return;
+  const auto of = context_.by_address.find(address_);
+  if (--of->second == 0) context_.by_address.erase(of);
+}
+
+// Bytes of a large body count when they arrive: a length that is only claimed holds nobody up.
+bool Session::buffer(std::uint64_t bytes) {
+  if (context_.buffered + bytes > context_.limits.buffered_bytes_max) return false;
+  buffered_ += bytes;
+  context_.buffered += bytes;
+  return true;
+}
+
+// Not while a read may be under way into it: a refused body stays until the connection ends.
+void Session::release_body() {
+  large_ = {};
+  context_.buffered -= std::exchange(buffered_, 0);
+}
 
 void Session::start() {
   ErrorCode ignored;
@@ -103,6 +124,7 @@ void Session::on_read(ErrorCode error, std::size_t bytes) {
     case State::body:
       if (error) return close();
       if (large_.capacity > 0 && !head_.headers.chunked) {
+        if (!buffer(bytes)) return refuse(503, "too many large requests at once");
         large_.size += bytes;
       } else {
         in().size += bytes;
@@ -204,6 +226,7 @@ void Session::continue_chunked() {
     if (large_.size + pieces.bytes > context_.limits.body_bytes_max) {
       return refuse(413, "request body too large");
     }
+    if (!buffer(pieces.bytes)) return refuse(503, "too many large requests at once");
     if (large_.size + pieces.bytes > large_.capacity) {
       large_.reserve(2 * (large_.size + pieces.bytes) + kBufferBytes);
     }
@@ -303,7 +326,7 @@ void Session::next_request() {
   body_ = {};
   scanned_ = 0;
   in().size = 0;
-  large_ = {};
+  release_body();
   current_ = 1 - current_;
   set_deadline(after_seconds(context_.limits.idle_timeout_secs));
   if (context_.stopping && in().size == 0) return close();

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <array>
+#include <boost/asio/ip/address.hpp>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -37,6 +39,8 @@ struct SessionLimits {
   std::uint64_t body_bytes_max = 512ull << 20;
   double header_timeout_secs = 30;
   double idle_timeout_secs = 75;
+  std::uint64_t buffered_bytes_max = 1ull << 30;  // of large bodies, all connections of the loop
+  std::uint32_t per_address_max = 0;              // connections; 0: no limit
 };
 
 // Written by the loop's thread.
@@ -51,7 +55,9 @@ struct SessionContext {
   RequestHandler& handler;
   SessionLimits limits;
   HttpCounters counters;
-  std::size_t open = 0;   // sessions alive
+  std::size_t open = 0;        // sessions alive
+  std::uint64_t buffered = 0;  // bytes of large bodies that have arrived and are not done with
+  std::map<asio::ip::address, std::uint32_t> by_address;  // where there is a limit
   bool stopping = false;  // answers say "Connection: close", idle sessions end
 };
 
@@ -71,10 +77,13 @@ class Session final : public std::enable_shared_from_this<Session>,
                       public Timed,
                       public SessionHook {
  public:
-  Session(SessionContext& context, Socket socket);
+  // `address` is counted where the limits say so.
+  Session(SessionContext& context, Socket socket, const asio::ip::address& address = {});
   ~Session();
 
   void start();
+  // Waits for a request's head: nobody loses an answer when it is closed.
+  bool idle() const { return state_ == State::head; }
   // Graceful: at once when idle, else after the answer in progress. close(): now.
   void stop();
   void close();
@@ -117,6 +126,8 @@ class Session final : public std::enable_shared_from_this<Session>,
   void continue_body();
   void continue_chunked();
   void limit_body_time(std::uint64_t bytes);
+  bool buffer(std::uint64_t bytes);
+  void release_body();
   void dispatch(std::size_t consumed);
   void answer_done();
   void next_request();
@@ -146,6 +157,8 @@ class Session final : public std::enable_shared_from_this<Session>,
   Output output_;
   std::string reply_;
   std::size_t lingered_ = 0;
+  std::uint64_t buffered_ = 0;  // of context_.buffered
+  asio::ip::address address_;   // counted in context_.by_address
 };
 
 }  // namespace kvl::http

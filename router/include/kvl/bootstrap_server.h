@@ -20,6 +20,10 @@ struct BootstrapServerOptions {
   std::uint32_t lease_max_ms = 600000;
   // How long a room's data-parallel rank (SGLang's /register_dp_rank) is kept.
   std::uint32_t dp_rank_ttl_ms = 120000;
+  std::uint32_t max_connections = 4096;
+  std::uint32_t max_connections_per_address = 0;  // 0: no limit of its own
+  double header_timeout_secs = 30;                // for a request's head, then its body
+  double idle_timeout_secs = 75;
   std::uint64_t records_max = 65536;  // ranks, leases and rooms each; beyond: 503, nothing changed
 };
 
