@@ -4,6 +4,7 @@
 #include "kvl/handoff.h"
 #include "kvl/router.h"
 #include "tools/program.h"
+#include "worker/http_server.h"
 
 namespace kvl::tools {
 
@@ -11,6 +12,7 @@ std::vector<Setting> all_settings() {
   std::vector<Setting> rows = engine_settings();
   for (const Setting& row : transport_settings()) rows.push_back(row);
   for (const Setting& row : handoff_settings()) rows.push_back(row);
+  for (const Setting& row : worker::http_server_settings()) rows.push_back(row);
   for (const std::span<const Setting> component : {
            router_settings(),
            bootstrap_settings(),

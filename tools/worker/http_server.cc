@@ -8,6 +8,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
@@ -15,9 +16,12 @@
 #include <boost/beast/http/read.hpp>
 #include <boost/beast/http/status.hpp>
 #include <boost/beast/http/string_body.hpp>
+#include <chrono>
 #include <deque>
+#include <list>
 #include <optional>
 #include <thread>
+#include <utility>
 
 namespace kvl::worker {
 namespace {
@@ -28,11 +32,20 @@ namespace http = boost::beast::http;
 using boost::system::error_code;
 using tcp = asio::ip::tcp;
 
+constexpr std::uint64_t kSmallBodyBytes = 64 << 10;    // does not count as buffered
+constexpr std::uint64_t kBodyBytesPerSMin = 64 << 10;  // a body that comes slower is cut
+constexpr std::chrono::milliseconds kAcceptPause{100};
+
+class Session;
+
 struct Shared {
   HttpServerOptions options;
   HttpServer::Handler handler;
   std::atomic<std::uint64_t> refused{0};
-  std::atomic<std::uint32_t> connections{0};
+  // The loop's thread only.
+  std::uint32_t connections = 0;
+  std::uint64_t buffered = 0;   // claimed by large bodies
+  std::list<Session*> waiting;  // for a request's head, oldest first
 };
 
 std::string chunk(const std::string& data) {
@@ -55,9 +68,18 @@ class Session : public std::enable_shared_from_this<Session> {
   Session(tcp::socket socket, Shared& shared) : stream_(std::move(socket)), shared_(shared) {
     ++shared_.connections;
   }
-  ~Session() { --shared_.connections; }
+  ~Session() {
+    --shared_.connections;
+    stop_waiting();
+    release_body();
+  }
 
   void read();
+  // Makes room for another connection: nobody loses an answer while a head is awaited.
+  void give_way() {
+    stop_waiting();
+    leave();
+  }
   // Of the reply to request number `request`; on the loop's thread.
   void put(std::uint64_t request, std::string bytes, bool last);
   void set_gone(std::uint64_t request, std::function<void()> gone);
@@ -66,6 +88,11 @@ class Session : public std::enable_shared_from_this<Session> {
 
  private:
   void on_head();
+  bool claim_body();
+  void release_body() { shared_.buffered -= std::exchange(claimed_, 0); }
+  void stop_waiting() {
+    if (std::exchange(waits_, false)) shared_.waiting.erase(place_);
+  }
   void read_body();
   void on_read(error_code code);
   void refuse(http::status status);
@@ -86,6 +113,9 @@ class Session : public std::enable_shared_from_this<Session> {
   std::deque<std::string> unsent_;
   std::uint64_t unsent_bytes_ = 0;
   std::function<void()> gone_;
+  std::uint64_t claimed_ = 0;  // of shared_.buffered
+  bool waits_ = false;
+  std::list<Session*>::iterator place_;  // in shared_.waiting, while waits_
 };
 
 class Reply final : public HttpReply {
@@ -139,15 +169,33 @@ void Session::read() {
   parser_->body_limit(shared_.options.body_bytes_max);
   parser_->header_limit(64 << 10);
   stream_.expires_after(std::chrono::seconds(shared_.options.idle_timeout_s));
+  place_ = shared_.waiting.insert(shared_.waiting.end(), this);
+  waits_ = true;
   http::async_read_header(stream_, buffer_, *parser_,
                           [self = shared_from_this()](error_code code, std::size_t) {
+                            self->stop_waiting();
                             if (code) return self->on_read(code);
                             self->on_head();
                           });
 }
 
+// A large body takes its share before a byte of it is read; one without a length, all it may have.
+bool Session::claim_body() {
+  const auto length = parser_->content_length();
+  std::uint64_t bytes = parser_->chunked() ? shared_.options.body_bytes_max : 0;
+  if (length) bytes = *length;
+  if (bytes <= kSmallBodyBytes) bytes = 0;
+  if (shared_.buffered + bytes > shared_.options.buffered_bytes_max) return false;
+  shared_.buffered += bytes;
+  claimed_ = bytes;
+  stream_.expires_after(
+      std::chrono::seconds(shared_.options.request_timeout_s + bytes / kBodyBytesPerSMin));
+  return true;
+}
+
 // curl asks before it sends a long body.
 void Session::on_head() {
+  if (!claim_body()) return refuse(http::status::service_unavailable);
   if (!beast::iequals(parser_->get()[http::field::expect], "100-continue")) return read_body();
   static constexpr std::string_view kGoOn = "HTTP/1.1 100 Continue\r\n\r\n";
   asio::async_write(stream_, asio::buffer(kGoOn),
@@ -177,6 +225,7 @@ void Session::on_read(error_code code) {
   if (code) return refuse(http::status::bad_request);
   stream_.expires_never();
   http::request<http::string_body> message = parser_->release();
+  release_body();
   keep_alive_ = message.keep_alive();
   answering_ = true;
   last_queued_ = false;
@@ -254,6 +303,7 @@ void Session::on_written(error_code code) {
 void Session::leave() {
   answering_ = false;
   ++request_;
+  release_body();
   if (gone_) std::exchange(gone_, nullptr)();
   stream_.close();
 }
@@ -300,24 +350,55 @@ class Server final : public HttpServer {
   void accept() {
     acceptor_.async_accept([this](error_code code, tcp::socket socket) {
       if (code == asio::error::operation_aborted) return;
-      if (!code && shared_.connections >= shared_.options.connections_max) {
-        ++shared_.refused;  // the socket closes
-      } else if (!code) {
-        socket.set_option(tcp::no_delay(true), code);
-        std::make_shared<Session>(std::move(socket), shared_)->read();
+      // Out of descriptors: the next attempt would fail as well, at once.
+      if (code) return pause();
+      if (shared_.connections >= shared_.options.connections_max) {
+        ++shared_.refused;
+        // In a flood of silent connections, who sends a request at once gets in.
+        if (shared_.waiting.empty()) return accept();  // the socket closes
+        shared_.waiting.front()->give_way();
       }
+      socket.set_option(tcp::no_delay(true), code);
+      std::make_shared<Session>(std::move(socket), shared_)->read();
       accept();
+    });
+  }
+  void pause() {
+    again_.expires_after(kAcceptPause);
+    again_.async_wait([this](error_code code) {
+      if (!code) accept();
     });
   }
 
   Shared shared_;
   asio::io_context loop_{1};
   tcp::acceptor acceptor_;
+  asio::steady_timer again_{loop_};
   std::uint16_t port_ = 0;
   std::thread thread_;
 };
 
 }  // namespace
+
+std::vector<Setting> http_server_settings() {
+  using O = HttpServerOptions;
+  return {
+      setting<&O::body_bytes_max>("worker.body_bytes_max", "bytes", 1024, 1e12,
+                                  "largest request body; beyond it the answer is 413"),
+      setting<&O::buffered_bytes_max>(
+          "worker.buffered_bytes_max", "bytes", 1024, 1e15,
+          "large request bodies in memory; beyond it the answer is 503"),
+      setting<&O::connections_max>("worker.connections_max", "", 1, 1e6,
+                                   "client connections; beyond, silent ones are closed"),
+      setting<&O::request_timeout_s>("worker.request_timeout_s", "s", 1, 3600,
+                                     "limit for a client to send a request's body"),
+      setting<&O::idle_timeout_s>(
+          "worker.idle_timeout_s", "s", 1, 86400,
+          "limit for the next request's head to arrive, and for a client to take an answer"),
+      setting<&O::unsent_bytes_max>("worker.unsent_bytes_max", "bytes", 1024, 1e12,
+                                    "of a stream that its client does not read; then it is closed"),
+  };
+}
 
 Result<std::unique_ptr<HttpServer>> HttpServer::open(const HttpServerOptions& options,
                                                      Handler handler, std::string* error) {

@@ -6,7 +6,9 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "kvl/config.h"
 #include "kvl/status.h"
 
 namespace kvl::worker {
@@ -31,14 +33,19 @@ class HttpReply {
   virtual void on_gone(std::function<void()> gone) = 0;
 };
 
+// The fields with a row in http_server_settings() are settings named "worker.<field>".
 struct HttpServerOptions {
   std::string host = "127.0.0.1";
   std::uint16_t port = 0;  // 0: any free one
   std::uint64_t body_bytes_max = 64 << 20;
-  std::uint32_t connections_max = 4096;       // beyond: closed at once
-  std::uint32_t idle_timeout_s = 75;          // between requests, and for a request to arrive
+  std::uint64_t buffered_bytes_max = 1 << 30;  // claimed by large bodies under way; beyond: 503
+  std::uint32_t connections_max = 4096;        // beyond: the oldest without a request is closed
+  std::uint32_t request_timeout_s = 30;  // from a connection's or an answer's end to the body's
+  std::uint32_t idle_timeout_s = 75;     // between requests; for a client to take an answer
   std::uint64_t unsent_bytes_max = 16 << 20;  // of a stream that the client does not read: closed
 };
+
+std::vector<Setting> http_server_settings();
 
 class HttpServer {
  public:

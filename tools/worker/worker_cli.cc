@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kvl/transport.h"
+#include "worker/http_server.h"
 
 namespace kvl::worker {
 namespace {
@@ -91,7 +92,8 @@ void add_worker_options(CLI::App& command, WorkerOptions& options) {
   add_model(command, options);
   add_place(command, options);
   std::vector<Setting> rows = engine_settings();
-  for (const std::vector<Setting>& more : {transport_settings(), handoff_settings()}) {
+  for (const std::vector<Setting>& more :
+       {transport_settings(), handoff_settings(), http_server_settings()}) {
     rows.insert(rows.end(), more.begin(), more.end());
   }
   for (const Setting& row : rows) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kvl/transport.h"
+#include "worker/http_server.h"
 
 namespace kvl::worker {
 namespace {
@@ -83,7 +84,7 @@ Result<HostOptions> host_options(const WorkerOptions& options, std::string* erro
 Result<Settings> worker_settings(const WorkerOptions& options, std::string* error) {
   std::vector<Setting> rows = engine_settings();
   for (const std::vector<Setting>& more :
-       {transport_settings(), handoff_settings(), options.known}) {
+       {transport_settings(), handoff_settings(), http_server_settings(), options.known}) {
     for (const Setting& row : more) {
       const bool there = std::any_of(rows.begin(), rows.end(),
                                      [&](const Setting& r) { return r.name == row.name; });

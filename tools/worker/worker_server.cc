@@ -100,7 +100,9 @@ Status Worker::start(std::string* error) {
 }
 
 Status Worker::open_http(std::string* error) {
-  HttpServerOptions options;
+  const Result<Settings> settings = worker_settings(options_, error);
+  if (!settings) return settings.status();
+  auto options = settings->read<HttpServerOptions>(http_server_settings());
   options.host = options_.host;
   options.port = options_.port;
   // The port must be known before the ranks register under it; until the worker is ready it says
