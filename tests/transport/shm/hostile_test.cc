@@ -2,17 +2,12 @@
 // is about, and nothing else.
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/un.h>
 
 #include <random>
 #include <string>
 
 #include "tests/support/log_guard.h"
-#include "tests/transport/shm/pair.h"
-#include "transport/base/unique_fd.h"
-#include "transport/shm/shm_outbox.h"
-#include "transport/shm/shm_socket.h"
-#include "transport/shm/shm_wire.h"
+#include "tests/transport/shm/rogue.h"
 
 namespace kvl::test {
 namespace {
@@ -20,69 +15,6 @@ namespace {
 using shm::MemoryCard;
 using shm::Message;
 using shm::MessageType;
-
-constexpr std::uint64_t kSize = 64 << 10;
-
-// The liar. It dials `victim`, so that the victim is passive.
-struct Rogue {
-  explicit Rogue(Host& host) : victim(host) {
-    me = *victim.link->open_peer(PeerRole::passive);
-    const shm::HostIdentity here = *shm::host_identity();
-    theirs = *shm::decode_offer(*victim.link->offer(me), here);
-    mine.name = shm::random_token();
-    mine.token = shm::random_token();
-    mine.host = here;
-    EXPECT_TRUE(victim.link->accept(me, shm::encode(mine)).ok());
-    outbox.emplace(std::move(shm::Outbox::open()).value());
-  }
-  Message hello() const {
-    Message message;
-    message.type = MessageType::hello;
-    message.to = theirs.token;
-    message.from = mine.token;
-    message.probe_address = reinterpret_cast<std::uintptr_t>(mine.token.data());
-    return message;
-  }
-  void dial() { socket = std::move(shm::connect_to(theirs.name)).value(); }
-  // A proper beginning.
-  void connect() {
-    dial();
-    EXPECT_TRUE(send_message(socket.get(), hello(), outbox->fd()).ok());
-    EXPECT_EQ(await(Event::Kind::peer_up, victim).peer, me);
-  }
-  Code down() { return await(Event::Kind::peer_down, victim).code; }
-  // One card of memory that is the rogue's, and the victim's name for it.
-  Result<RemoteId> announce(const MemoryCard& card, int fd) {
-    Message message;
-    message.type = MessageType::memory;
-    message.card = card;
-    EXPECT_TRUE(send_message(socket.get(), message, fd).ok());
-    const auto* raw = reinterpret_cast<const std::byte*>(&card);
-    return victim.link->import_memory(me, {raw, sizeof(card)});
-  }
-
-  Host& victim;
-  PeerId me;
-  shm::Offer theirs, mine;
-  std::optional<shm::Outbox> outbox;
-  UniqueFd socket;
-};
-
-MemoryCard card_of(std::uint32_t index, std::uint64_t bytes = kSize) {
-  MemoryCard card;
-  card.access = Access::remote_all;
-  card.index = index;
-  card.generation = 1;
-  card.bytes = bytes;
-  return card;
-}
-
-UniqueFd memfd(std::uint64_t bytes, int seals) {
-  UniqueFd fd(::memfd_create("rogue", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  EXPECT_EQ(0, ::ftruncate(fd.get(), static_cast<off_t>(bytes)));
-  EXPECT_EQ(0, ::fcntl(fd.get(), F_ADD_SEALS, seals));
-  return fd;
-}
 
 TEST(ShmHostile, StrangersAreRefusedAndCounted) {
   Host victim(Flags{{"shm.connect_timeout_ms", "300"}});

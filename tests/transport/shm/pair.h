@@ -27,6 +27,8 @@ std::vector<Setting> shm_settings();
 }  // namespace kvl
 
 namespace kvl::test {
+// So that one program may hold the hosts of both transports.
+inline namespace over_shm {
 
 inline constexpr std::int64_t kPatienceNs = 20'000'000'000;
 
@@ -174,4 +176,5 @@ inline std::span<const std::byte> bytes_of(std::string_view text) {
   return std::as_bytes(std::span(text));
 }
 
+}  // namespace over_shm
 }  // namespace kvl::test

@@ -26,6 +26,8 @@ std::vector<Setting> tcp_settings();
 }  // namespace kvl
 
 namespace kvl::test {
+// So that one program may hold the hosts of both transports.
+inline namespace over_tcp {
 
 inline constexpr std::int64_t kPatienceNs = 20'000'000'000;
 
@@ -206,4 +208,5 @@ inline Memory memory_of(std::vector<std::byte>& bytes, Access access = Access::l
   return {bytes.data(), bytes.size(), MemoryKind::host, 0, access, -1, 0};
 }
 
+}  // namespace over_tcp
 }  // namespace kvl::test
