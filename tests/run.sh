@@ -3,7 +3,8 @@
 # conformance and fault tests, TSan on what has threads. --all adds a clang build with clang-tidy.
 #
 #   tests/run.sh              the default, what CI runs
-#   tests/run.sh --all        slow suites and the clang build with clang-tidy as well
+#   tests/run.sh --all        slow suites, the clang build with clang-tidy and 5 s of fuzzing per
+#                             target as well
 #   tests/run.sh --quick      release only
 #   tests/run.sh --only STEP  one of release, asan, tsan, tidy
 set -uo pipefail
@@ -16,7 +17,7 @@ while [[ $# -gt 0 ]]; do
     --all) slow=1; steps=(release asan tsan tidy) ;;
     --quick) steps=(release) ;;
     --only) shift; steps=("${1:?--only needs a step}") ;;
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "tests/run.sh: unknown option $1; see --help" >&2; exit 2 ;;
   esac
   shift
@@ -56,6 +57,11 @@ for step in "${steps[@]}"; do
   if [[ -f $result ]]; then results+=("$result"); else results+=("!$step"); fi
   echo "== $step: built in ${built} s, tested in $((SECONDS - begin - built)) s"
 done
+
+if [[ $slow -eq 1 ]]; then
+  echo "== fuzz"
+  tests/fuzz/run.sh --seconds 5 || failed+=(fuzz)
+fi
 
 echo "== all of it in $SECONDS s"
 [[ ${#failed[@]} -gt 0 ]] && echo "FAILED: ${failed[*]}"

@@ -105,7 +105,7 @@ if [[ $keep -eq 1 ]]; then
   for target in "${targets[@]}"; do
     merged=$build/merged/$target
     rm -rf "$merged" && mkdir -p "$merged"
-    "$fuzz" "--target=$target" "${limits[@]}" -merge=1 "$merged" "$corpus/$target" \
+    "$fuzz" "--target=$target" "${limits[@]}" -set_cover_merge=1 "$merged" "$corpus/$target" \
       "$build/seeds/$target" "$build/corpus/$target" >>"$build/logs/$target.log" 2>&1
     # Regressions have names and stay; what fuzzing found is replaced by the smaller set.
     find "$corpus/$target" -type f -regextype posix-extended -regex '.*/[0-9a-f]{40}' -delete
