@@ -86,7 +86,7 @@ struct Scene {
     struct Find final : MetricVisitor {
       void counter(std::string_view, std::string_view, const MetricLabels&, double) override {}
       void gauge(std::string_view name, std::string_view, const MetricLabels&, double v) override {
-        if (name == "kvl_peers") value = v;
+        if (name == "kvlane_peers") value = v;
       }
       double value = 0;
     } find;

@@ -60,7 +60,7 @@ FOLDERS = [
     ("bench/", "programs"),
     ("tests/", "tests"),
 ]
-GENERATED = {"transports.inc", "subcommands.inc"}
+GENERATED = {"transports.inc", "subcommands.inc", "fuzz_targets.inc"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<(kvl/[^>]+)>)')
 
 
