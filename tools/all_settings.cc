@@ -3,6 +3,7 @@
 #include "kvl/engine.h"
 #include "kvl/handoff.h"
 #include "kvl/router.h"
+#include "kvl/trace.h"
 #include "tools/program.h"
 #include "worker/http_server.h"
 
@@ -16,6 +17,7 @@ std::vector<Setting> all_settings() {
   for (const std::span<const Setting> component : {
            router_settings(),
            bootstrap_settings(),
+           trace_settings(),
        }) {
     rows.insert(rows.end(), component.begin(), component.end());
   }

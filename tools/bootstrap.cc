@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "kvl/bootstrap_server.h"
+#include "kvl/trace.h"
 #include "tools/program.h"
 #include "tools/signals.h"
 
@@ -14,6 +15,7 @@ void run_bootstrap(Program& program, const SettingFlags& flags) {
   const Result<Settings> settings = program.settings(flags);
   if (!settings.ok()) return;
   const auto options = settings->read<BootstrapServerOptions>(bootstrap_settings());
+  if (!program.start_trace(*settings, "bootstrap")) return;
   StopOnSignal::block();
   std::string error;
   const Result<std::unique_ptr<BootstrapServer>> server = BootstrapServer::open(options, &error);
@@ -42,6 +44,7 @@ void add_bootstrap(CLI::App& app, Program& program) {
       "  curl http://localhost:8998/kvlane/v1/instances");
   const auto flags = std::make_shared<SettingFlags>();
   add_setting_flags(*command, bootstrap_settings(), "bootstrap.", *flags);
+  add_setting_flags(*command, trace_settings(), "", *flags);
   command->callback([&program, flags] { run_bootstrap(program, *flags); });
 }
 

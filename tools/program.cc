@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "kvl/trace.h"
+
 namespace kvl::tools {
 
 Result<Settings> Program::settings(const SettingFlags& flags) {
@@ -12,6 +14,14 @@ Result<Settings> Program::settings(const SettingFlags& flags) {
       Settings::load(all_settings(), {.file = config_file, .flags = flags}, &error);
   if (!settings.ok()) fail(error);
   return settings;
+}
+
+bool Program::start_trace(const Settings& settings, std::string_view process) {
+  std::string error;
+  const auto config = settings.read<TraceConfig>(trace_settings());
+  if (open_trace(config, process, &error).ok()) return true;
+  fail(error);
+  return false;
 }
 
 void Program::fail(std::string_view sentence) {

@@ -25,6 +25,9 @@ struct Program {
   // All settings of kvlane from the file, the environment and `flags`. On failure the reason is
   // printed and exit_status becomes 1.
   Result<Settings> settings(const SettingFlags& flags);
+  // Opens trace.file, if one is set. False: it was told, and exit_status is 1. Before other
+  // threads.
+  bool start_trace(const Settings& settings, std::string_view process);
   // Prints "kvlane: <sentence>" to standard error and sets exit_status to 1.
   void fail(std::string_view sentence);
 };

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "kvl/trace.h"
 #include "tools/program.h"
 #include "tools/signals.h"
 
@@ -44,6 +45,7 @@ void run_router(Program& program, const RouterFlags& flags) {
   options.decode = flags.decode;
   options.workers = flags.workers;
 
+  if (!program.start_trace(*settings, "router")) return;
   StopOnSignal::block();
   std::string error;
   const Result<std::unique_ptr<Router>> router = Router::open(options, &error);
@@ -87,6 +89,7 @@ void add_router(CLI::App& app, Program& program) {
   command->add_option("--worker-urls", flags->workers, "workers that do both, without P/D")
       ->type_name("URL ...");
   add_setting_flags(*command, router_settings(), "router.", flags->settings);
+  add_setting_flags(*command, trace_settings(), "", flags->settings);
   command->callback([&program, flags] { run_router(program, *flags); });
 }
 

@@ -21,6 +21,7 @@
 #include "kvcache/handoff/wire.h"
 #include "kvl/handoff.h"
 #include "kvl/metrics.h"
+#include "kvl/trace.h"
 #include "transport/base/slot_map.h"
 
 namespace kvl::handoff {
@@ -123,6 +124,24 @@ class Core {
   void note_corrupt(HandoffSide side, PeerHandle peer, std::uint64_t room, std::uint32_t seq,
                     const std::string& path, bool again);
   void note_moved(const Segment& segment, Code code);
+
+  // A stage of a room's life for the trace. Before whatever tells others of it: a fault that a test
+  // places there strikes between the two.
+  void mark(Stage stage, HandoffSide side, std::uint64_t room, Code code = Code::ok,
+            std::string_view what = {}) const {
+    mark_layers(stage, side, room, {}, code, what);
+  }
+  void mark_layers(Stage stage, HandoffSide side, std::uint64_t room, Range layers,
+                   Code code = Code::ok, std::string_view what = {}) const {
+    trace({.stage = stage,
+           .room = room,
+           .side = to_string(side),
+           .rank = rank.index,
+           .layer = layers.first,
+           .layers = layers.count,
+           .code = code,
+           .what = what});
+  }
 
   // --- events for the owner
   void emit(HandoffEvent event) { events.push_back(std::move(event)); }

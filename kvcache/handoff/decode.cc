@@ -84,6 +84,7 @@ Status DecodeRooms::open(DecodeOpen open) {
   }
   core_.deadlines.emplace(room.deadline_ns, HandoffSide::decode, id);
   core_.metrics.sides[1].opened.add();
+  core_.mark(Stage::opened, HandoffSide::decode, id);
   for (Source& source : room.sources) {
     Peer* const peer = core_.find_peer(source.peer);
     if (!ended(room.state) && peer != nullptr && peer->ready()) send_accept(room, source, *peer);
@@ -193,7 +194,9 @@ void DecodeRooms::on_offer(Peer& peer, const Message& message, const Offer& offe
   source->crc = offer.crc;
   const bool all = std::ranges::all_of(
       room->sources, [](const Source& s) { return s.stage >= Source::Stage::offered; });
-  if (all && room->state == DecodeState::opened) advance(room->state, DecodeState::accepted);
+  if (!all || room->state != DecodeState::opened) return;
+  advance(room->state, DecodeState::accepted);
+  core_.mark(Stage::accepted, HandoffSide::decode, room->open.room);
 }
 
 void DecodeRooms::tell_layers(Room& room, Range layers) {
@@ -208,6 +211,7 @@ void DecodeRooms::tell_layers(Room& room, Range layers) {
     }
     if (!any || !all || room.layer_told[i]) continue;
     room.layer_told[i] = true;
+    core_.mark_layers(Stage::layer, HandoffSide::decode, room.open.room, {l, 1});
     HandoffEvent event;
     event.kind = HandoffEvent::Kind::layer_ready;
     event.side = HandoffSide::decode;
@@ -250,6 +254,7 @@ void DecodeRooms::check_complete(Room& room) {
     return true;
   }));
   advance(room.state, DecodeState::complete);
+  core_.mark(Stage::all_layers, HandoffSide::decode, room.open.room);
   vote(room);
 }
 

@@ -18,6 +18,7 @@ Status DecodeRooms::abort(std::uint64_t room_id, Code code, std::string reason) 
 
 void DecodeRooms::commit(Room& room) {
   advance(room.state, DecodeState::committed);
+  core_.mark(Stage::committed, HandoffSide::decode, room.open.room);
   core_.deadlines.erase({room.deadline_ns, HandoffSide::decode, room.open.room});
   HandoffEvent event;
   event.kind = HandoffEvent::Kind::committed;
@@ -47,6 +48,7 @@ bool DecodeRooms::safe(const Room& room, const Source& source) const {
 void DecodeRooms::fail(Room& room, Code code, std::string reason) {
   if (ended(room.state)) return;
   advance(room.state, DecodeState::failed);
+  core_.mark(Stage::failed, HandoffSide::decode, room.open.room, code, reason);
   core_.deadlines.erase({room.deadline_ns, HandoffSide::decode, room.open.room});
   log(LogLevel::info, "handoff.failed",
       {{"side", "decode"},
@@ -93,6 +95,7 @@ void DecodeRooms::settle(Room& room) {
       std::ranges::all_of(room.sources, [&](const Source& s) { return safe(room, s); });
   if (room.unsafe && all_safe) {
     room.unsafe = false;
+    core_.mark(Stage::quiet, HandoffSide::decode, room.open.room);
     core_.metrics.sides[1].released.add();
     HandoffEvent event;
     event.kind = HandoffEvent::Kind::pages_released;

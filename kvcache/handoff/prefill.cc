@@ -37,6 +37,7 @@ Status PrefillRooms::open(const PrefillOpen& open) {
   room.ready.assign(span_.count, 0);
   core_.deadlines.emplace(room.deadline_ns, HandoffSide::prefill, open.room);
   core_.metrics.sides[0].opened.add();
+  core_.mark(Stage::opened, HandoffSide::prefill, open.room);
   for (const Core::Early& early : core_.take_early(Part::prefill, open.room)) {
     Peer* const peer = core_.find_peer(early.peer);
     if (peer == nullptr || !peer->ready()) continue;
@@ -183,8 +184,10 @@ void PrefillRooms::on_accept(Peer& peer, const Message& message, const Accept& a
     const Range layers = layers_between(core_.rank.layout, pair.remote->layout, g);
     for (std::uint32_t l = layers.first; l < layers.end(); ++l) pair.takes[l - span_.first] = true;
   }
+  core_.mark(Stage::offered, HandoffSide::prefill, room.room);
   core_.send(peer, {Part::decode, room.room, pair.nonce, Offer{pair.crc}});
   if (room.pairs.size() == room.accepts) {
+    core_.mark(Stage::accepted, HandoffSide::prefill, room.room);
     HandoffEvent event;
     event.kind = HandoffEvent::Kind::accepted;
     event.side = HandoffSide::prefill;
@@ -267,6 +270,7 @@ Status PrefillRooms::send_segment(Room& room, Pair& pair, Range layers, std::uin
   message.seq = pair.seq + static_cast<std::uint32_t>(pair.flights.size());
   message.crcs = core_.take_checksums(segment->plan.ops, pair.crc, room.room, message.seq);
   if (room.state != PrefillState::moving) advance(room.state, PrefillState::moving);
+  core_.mark_layers(Stage::layer, HandoffSide::prefill, room.room, layers);
   if (pair.mode == HandoffMode::pull) {
     core_.segments.erase(id);
     tell(room, pair, std::move(message));
@@ -315,6 +319,7 @@ void PrefillRooms::tell(Room& room, Pair& pair, SegmentMessage message) {
 void PrefillRooms::maybe_finish(Room& room, Pair& pair) {
   if (!room.finished || pair.finish_sent || !pair.flights.empty() || !pair.again.empty()) return;
   pair.finish_sent = true;
+  core_.mark(Stage::all_layers, HandoffSide::prefill, room.room);
   core_.send(pair.peer, {Part::decode, room.room, pair.nonce, Finish{pair.seq, room.metadata}});
 }
 

@@ -31,6 +31,7 @@ void PrefillRooms::on_done(const Peer& peer, const Message& message) {
 
 void PrefillRooms::commit(Room& room) {
   advance(room.state, PrefillState::committed);
+  core_.mark(Stage::committed, HandoffSide::prefill, room.room);
   core_.deadlines.erase({room.deadline_ns, HandoffSide::prefill, room.room});
   HandoffEvent event;
   event.kind = HandoffEvent::Kind::committed;
@@ -54,6 +55,7 @@ bool PrefillRooms::safe(const Pair& pair) const {
 void PrefillRooms::fail(Room& room, Code code, std::string reason) {
   if (ended(room.state)) return;
   advance(room.state, PrefillState::failed);
+  core_.mark(Stage::failed, HandoffSide::prefill, room.room, code, reason);
   core_.deadlines.erase({room.deadline_ns, HandoffSide::prefill, room.room});
   log(LogLevel::info, "handoff.failed",
       {{"side", "prefill"},
@@ -104,6 +106,7 @@ void PrefillRooms::settle(Room& room) {
   const bool all_safe = std::ranges::all_of(room.pairs, [this](const Pair& p) { return safe(p); });
   if (room.unsafe && all_safe) {
     room.unsafe = false;
+    core_.mark(Stage::quiet, HandoffSide::prefill, room.room);
     core_.metrics.sides[0].released.add();
     HandoffEvent event;
     event.kind = HandoffEvent::Kind::pages_released;

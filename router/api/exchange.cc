@@ -20,6 +20,13 @@ bool retryable(int status) {
   return status == 408 || status == 429 || status == 500 || (status >= 502 && status <= 504);
 }
 
+// What an answer's status says, for the trace.
+Code code_of(int status) {
+  if (status < 400) return Code::ok;
+  if (status < 500) return status == 499 ? Code::aborted : Code::invalid_argument;
+  return status == 504 ? Code::timed_out : Code::unavailable;
+}
+
 std::uint64_t microseconds_since(http::TimePoint start) {
   const auto passed = http::LoopClock::now() - start;
   return static_cast<std::uint64_t>(
@@ -77,6 +84,7 @@ void Exchange::prepare() {
   if (plan_.disaggregated) {
     const std::uint64_t sequences = std::uint64_t{plan_.scan.prompts} * plan_.scan.n;
     const std::uint64_t room = context_.rooms().reserve(sequences);
+    room_before_ = std::exchange(room_, room);
     if (plan_.scan.has_fields) fields_ += ',';
     fields_.append(prefill_.worker()->session_prefix).append(std::to_string(room));
     if (context_.options().inject_rid && plan_.scan.rid.empty() && sequences == 1) {
@@ -90,11 +98,29 @@ void Exchange::prepare() {
     length_.append("Content-Length: ").append(std::to_string(length)).append("\r\n");
   }
   length_.append("\r\n");
+  mark(Stage::received);
+}
+
+// Request ids are traced as the worker knows them: without the quotes of the body.
+void Exchange::mark(Stage stage, Code code, std::string_view what) const {
+  std::string_view rid = rid_.empty() ? plan_.scan.rid : std::string_view(rid_);
+  if (rid.size() >= 2 && rid.front() == '"') rid = rid.substr(1, rid.size() - 2);
+  trace({.stage = stage,
+         .room = room_,
+         .before = room_before_,
+         .rid = rid,
+         .side = "router",
+         .code = code,
+         .what = what});
 }
 
 void Exchange::launch() {
   if (plan_.disaggregated) prefill_.send(request_for(prefill_));
   answer_.send(request_for(answer_));
+  if (!tracing()) return;
+  std::string to = describe(answer_);
+  if (plan_.disaggregated) to = describe(prefill_) + ", " + to;
+  mark(Stage::forwarded, Code::ok, to);
 }
 
 http::Parts Exchange::request_for(const Leg& leg) const {
@@ -185,6 +211,7 @@ void Exchange::on_leg_data(Leg& leg, const http::Pieces& pieces, bool last) {
   if (state_ == State::calling) {
     if (pieces.bytes == 0 && !last) return leg.consumed(false);
     state_ = State::relaying;
+    mark(Stage::answering);
     context_.counters().first_byte_us_total.add(microseconds_since(started_));
   }
   last_ = last;
@@ -268,6 +295,7 @@ void Exchange::fail(int status, std::string_view message) {
 void Exchange::on_client_gone() {
   const auto self = shared_from_this();
   context_.counters().client_gone_total.add();
+  mark(Stage::answered, Code::aborted, "the client has gone");
   state_ = State::draining;
   source_ = nullptr;
   abort(prefill_);
@@ -326,6 +354,7 @@ void Exchange::post_abort(const Worker& worker, http::OneShotDone done) {
 }
 
 void Exchange::count_answer(int status) {
+  if (tracing()) mark(Stage::answered, code_of(status), std::to_string(status));
   RouterCounters& counters = context_.counters();
   Counter& answers = status < 300   ? counters.answers_2xx_total
                      : status < 500 ? counters.answers_4xx_total

@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 
+#include "kvl/trace.h"
 #include "router/api/leg.h"
 #include "router/api/relay.h"
 #include "router/http/body_scan.h"
@@ -52,6 +53,7 @@ class Exchange final : public http::SessionUser,
 
   void begin();
   void prepare();
+  void mark(Stage stage, Code code = Code::ok, std::string_view what = {}) const;
   void launch();
   http::Parts request_for(const Leg& leg) const;
   bool try_again(Leg& failed);
@@ -76,6 +78,7 @@ class Exchange final : public http::SessionUser,
   State state_ = State::calling;
   Leg prefill_, answer_;
   std::uint32_t attempts_ = 0;
+  std::uint64_t room_ = 0, room_before_ = 0;  // of this attempt and of the one before
 
   std::string request_line_, headers_, length_, fields_;  // the request's own parts, see prepare()
   std::string rid_;                                       // given by us, this attempt

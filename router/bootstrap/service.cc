@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "kvcache/bootstrap/wire.h"
+#include "kvl/trace.h"
 #include "router/http/message.h"
 #include "router/http/url.h"
 
@@ -114,6 +115,7 @@ ServiceAnswer Service::register_rank(std::string_view body) {
     return store_failed(put);
   }
   counters_.registrations_total.add();
+  trace({.stage = Stage::registered, .side = "bootstrap", .what = key});
   return {.body = encode_lease({*lease, lease_ms})};
 }
 
@@ -147,6 +149,7 @@ ServiceAnswer Service::ranks(std::string_view query) {
   const std::string cluster = http::query_value(query, "cluster").value_or("");
   const auto found = store_.list(instance_key(cluster, *instance));
   if (!found.ok()) return store_failed(found.status());
+  trace({.stage = Stage::looked_up, .side = "bootstrap", .what = *instance});
   std::vector<std::string> records;
   for (const StoredValue& value : *found) records.push_back(value.value);
   return {.body = encode_ranks(records)};

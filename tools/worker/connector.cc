@@ -49,7 +49,8 @@ Status Connector::add_port(const ConnectorOptions& options, const ConnectorRank&
                              .regions = *std::move(regions),
                              .model = options.model,
                              .prefill = options.prefill,
-                             .decode = options.decode},
+                             .decode = options.decode,
+                             .index = rank.rank},
                             config, error);
   if (!endpoint) return endpoint.status();
   port->endpoint = *std::move(endpoint);

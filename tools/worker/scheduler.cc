@@ -184,6 +184,7 @@ void Scheduler::add(const SequencePtr& sequence) {
         options_.role == EngineRole::prefill || (options_.role == EngineRole::both && ours);
     sequence->way = prefill ? Way::prefill : Way::decode;
   }
+  mark(*sequence, Stage::queued);
   const Status status = check(*sequence);
   sequences_.push_back(sequence);
   if (!status.ok()) return fail(sequence, status);
@@ -241,13 +242,26 @@ void Scheduler::admit() {
     if (sequence->way == Way::decode) {
       reserved += sequence->hold.pages.size();
       sequence->state = State::offered;
+      mark(*sequence, Stage::reserved);
       say(*sequence, RoomMessage::Kind::offer);
       sequence->said_ns = clock_.now_ns();
       continue;
     }
     sequence->state = State::prefilling;
+    mark(*sequence, Stage::prefill_started);
     if (sequence->way == Way::prefill) start_prefill(sequence);
   }
+}
+
+// Before whatever tells others of it: a fault that a test places there strikes between the two.
+void Scheduler::mark(const Sequence& sequence, Stage stage, const Status& status) {
+  constexpr std::string_view kSides[] = {"local", "prefill", "decode"};  // by Way
+  trace({.stage = stage,
+         .room = sequence.request.session ? sequence.request.session->room : 0,
+         .rid = sequence.request.rid,
+         .side = kSides[static_cast<std::size_t>(sequence.way)],
+         .code = status.code(),
+         .what = status.context()});
 }
 
 void Scheduler::emit(Sequence& sequence, std::vector<OutputToken> tokens) {
@@ -259,6 +273,7 @@ void Scheduler::emit(Sequence& sequence, std::vector<OutputToken> tokens) {
 
 void Scheduler::succeed(const SequencePtr& sequence, bool stopped) {
   ++figures_.requests_ok;
+  mark(*sequence, Stage::ended);
   Update update;
   update.done = true;
   update.stopped = stopped;
@@ -271,6 +286,7 @@ void Scheduler::succeed(const SequencePtr& sequence, bool stopped) {
 void Scheduler::fail(const SequencePtr& sequence, const Status& status, std::string reason) {
   if (sequence->state == State::ending) return;
   ++figures_.requests_failed;
+  mark(*sequence, Stage::ended, status);
   Update update;
   update.done = true;
   update.status = status;
@@ -310,6 +326,7 @@ void Scheduler::settle_end(const SequencePtr& sequence) {
       unsafe_[key] = {token, sequence->ranks_unsafe};
     }
     sequence->holds = false;
+    mark(*sequence, Stage::released);
   }
   if (sequence->way != Way::local && sequence->request.session) {
     const auto room = rooms_.find({side_of(*sequence), sequence->request.session->room});

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "kvl/clock.h"
+#include "kvl/trace.h"
 #include "worker/messages.h"
 #include "worker/model_config.h"
 #include "worker/page_cache.h"
@@ -185,6 +186,7 @@ class Scheduler {
   void tick();
   SequencePtr room_at(HandoffSide side, std::uint64_t room) const;
   static HandoffSide side_of(const Sequence& sequence);
+  static void mark(const Sequence& sequence, Stage stage, const Status& status = {});
 
   SchedulerOptions options_;
   Rendezvous* rendezvous_;

@@ -131,6 +131,7 @@ void Scheduler::finish_job(Job& job) {
 // The whole prompt's KV is in place and `token` is the first of the output.
 void Scheduler::finish_prefill(const SequencePtr& sequence, const OutputToken& token) {
   cache_.publish(sequence->hold, sequence->chain);
+  mark(*sequence, Stage::prefill_done);
   if (sequence->way == Way::prefill) {
     sequence->state = State::transferring;
     sequence->output = {token};
@@ -146,6 +147,7 @@ void Scheduler::finish_prefill(const SequencePtr& sequence, const OutputToken& t
 void Scheduler::advance(const SequencePtr& sequence, const OutputToken& token) {
   const SamplingParams& sampling = sequence->request.sampling;
   sequence->output.push_back(token);
+  if (sequence->output.size() == 1) mark(*sequence, Stage::first_token);
   emit(*sequence, {token});
   if (sequence->state == State::verifying) return;
   const bool stopped = token.token == kEos && !sampling.ignore_eos;

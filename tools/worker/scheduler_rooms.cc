@@ -49,6 +49,7 @@ void Scheduler::resolve(const SequencePtr& sequence) {
       // It ended before anybody could be told.
       if (ended) return say(*sequence, RoomMessage::Kind::gone, Code::aborted);
       sequence->state = State::waiting;
+      mark(*sequence, Stage::resolved);
       sequence->heard_ns = clock_.now_ns();
     });
   });

@@ -5,9 +5,6 @@
 #include <set>
 #include <string>
 
-#include "kvl/transport.h"
-#include "worker/http_server.h"
-
 namespace kvl::worker {
 namespace {
 
@@ -91,12 +88,7 @@ void add_place(CLI::App& command, WorkerOptions& options) {
 void add_worker_options(CLI::App& command, WorkerOptions& options) {
   add_model(command, options);
   add_place(command, options);
-  std::vector<Setting> rows = engine_settings();
-  for (const std::vector<Setting>& more :
-       {transport_settings(), handoff_settings(), http_server_settings()}) {
-    rows.insert(rows.end(), more.begin(), more.end());
-  }
-  for (const Setting& row : rows) {
+  for (const Setting& row : own_settings()) {
     const std::string name(row.name);
     if (name == "advertise" || name == "require") continue;  // --advertise, --transport
     command

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kvl/trace.h"
 #include "kvl/transport.h"
 #include "worker/http_server.h"
 
@@ -81,15 +82,22 @@ Result<HostOptions> host_options(const WorkerOptions& options, std::string* erro
   return host;
 }
 
-Result<Settings> worker_settings(const WorkerOptions& options, std::string* error) {
+std::vector<Setting> own_settings() {
   std::vector<Setting> rows = engine_settings();
   for (const std::vector<Setting>& more :
-       {transport_settings(), handoff_settings(), http_server_settings(), options.known}) {
-    for (const Setting& row : more) {
-      const bool there = std::any_of(rows.begin(), rows.end(),
-                                     [&](const Setting& r) { return r.name == row.name; });
-      if (!there) rows.push_back(row);
-    }
+       {transport_settings(), handoff_settings(), http_server_settings()}) {
+    rows.insert(rows.end(), more.begin(), more.end());
+  }
+  rows.insert(rows.end(), trace_settings().begin(), trace_settings().end());
+  return rows;
+}
+
+Result<Settings> worker_settings(const WorkerOptions& options, std::string* error) {
+  std::vector<Setting> rows = own_settings();
+  for (const Setting& row : options.known) {
+    const bool there =
+        std::any_of(rows.begin(), rows.end(), [&](const Setting& r) { return r.name == row.name; });
+    if (!there) rows.push_back(row);
   }
   Settings::Source source;
   source.file = options.config_file;

@@ -51,7 +51,9 @@ struct WorkerOptions {
 // Both check; `error` (optional) receives a sentence.
 // not_found: model. invalid_argument, unsupported: what does not go together.
 Result<HostOptions> host_options(const WorkerOptions& options, std::string* error);
-// The settings of engine, transports and handoff: defaults, file, environment, options.settings;
+// The rows that a worker understands: of engine, transports, handoff and trace.
+std::vector<Setting> own_settings();
+// Their values: defaults, file, environment, options.settings;
 // where none of those says otherwise, engines listen on `host` and use `transport`.
 Result<Settings> worker_settings(const WorkerOptions& options, std::string* error);
 

@@ -104,6 +104,7 @@ struct HandoffRank {
   std::vector<HandoffRegion> regions;  // at least layout.region_count()
   std::string model;                   // fingerprint: ranks with another one are refused. <= 256
   bool prefill = true, decode = true;  // roles it may take
+  std::uint32_t index = 0;             // flat, of its engine's ranks: for traces
 };
 
 struct PrefillOpen {
