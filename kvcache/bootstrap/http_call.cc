@@ -102,6 +102,21 @@ Result<HttpTarget> parse_target(std::string_view url) {
   return target;
 }
 
+namespace {
+
+Result<HttpAnswer> run(const HttpTarget& target, http::request<http::string_body> request,
+                       std::chrono::milliseconds timeout) {
+  asio::io_context io(1);
+  Call call(io, target, std::move(request), timeout);
+  // The stream's own deadline ends a call that is under way; this one also covers the resolver.
+  io.run_for(timeout);
+  if (!call.status.ok()) return call.status;
+  return HttpAnswer{static_cast<int>(call.parser_.get().result_int()),
+                    std::move(call.parser_.get().body())};
+}
+
+}  // namespace
+
 Result<HttpAnswer> http_call(const HttpTarget& target, std::string_view method,
                              std::string_view path, std::string_view body,
                              std::uint32_t timeout_ms) {
@@ -114,15 +129,12 @@ Result<HttpAnswer> http_call(const HttpTarget& target, std::string_view method,
   if (!body.empty()) request.set(http::field::content_type, "application/json");
   request.body() = body;
   request.prepare_payload();
-
-  asio::io_context io(1);
-  const std::chrono::milliseconds timeout(timeout_ms);
-  Call call(io, target, std::move(request), timeout);
-  // The stream's own deadline ends a call that is under way; this one also covers the resolver.
-  io.run_for(timeout);
-  if (!call.status.ok()) return call.status;
-  return HttpAnswer{static_cast<int>(call.parser_.get().result_int()),
-                    std::move(call.parser_.get().body())};
+  try {
+    return run(target, std::move(request), std::chrono::milliseconds(timeout_ms));
+  } catch (const boost::system::system_error& problem) {
+    // An io_context takes descriptors, and a thread for the resolver, and throws without them.
+    return Status{Code::exhausted, "call the rendezvous", problem.code().value()};
+  }
 }
 
 }  // namespace kvl::bootstrap
