@@ -85,11 +85,16 @@ class EngineImpl final : public Engine, public RailHost {
     std::uint32_t uses = 0;     // transfers in flight
     bool ready = false, dropping = false;
   };
-  // A peer whose process may still write here after we let it go.
+  // A life of a peer that may still write here after we let it go, and what to say when its process
+  // has exited: one event for each time that it was lost.
   struct Unfenced {
-    EngineEvent event;
+    EngineId id{};
+    std::uint64_t epoch = 0;
     UniqueFd process;
+    std::deque<EngineEvent> events;
   };
+
+  void await_exit(Peer& peer, EngineEvent event);
 
   // RailHost, called from rail loops.
   bool has_posts(std::size_t rail) override {
@@ -191,7 +196,7 @@ class EngineImpl final : public Engine, public RailHost {
   std::vector<std::uint64_t> transfer_ids_;  // by slot, for tickets
   std::vector<std::pair<ConnId, std::vector<std::byte>>> outbox_;
   std::vector<ConnId> hang_up_;
-  std::vector<Unfenced> unfenced_;
+  std::deque<Unfenced> unfenced_;
   std::deque<EngineEvent> events_;
   bool signalled_ = false;
   std::int64_t next_deadline_ns_ = INT64_MAX;  // of any transfer; a lower bound

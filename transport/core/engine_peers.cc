@@ -644,11 +644,7 @@ void EngineImpl::check_closed(Peer& peer) {
     event.peer = {peer.id};
     event.epoch = peer.remote.epoch;
     event.fenced = fenced;
-    if (!fenced) {
-      unfenced_.push_back({event, std::move(peer.process)});
-      unfenced_.back().event.fenced = true;
-      timer_at(clock_.now_ns() + kFenceCheckNs);
-    }
+    if (!fenced && peer.process) await_exit(peer, event);
     emit(std::move(event));
   }
   peer.process.reset();
@@ -662,6 +658,28 @@ void EngineImpl::check_closed(Peer& peer) {
   peer.backoff_ns = std::min(peer.backoff_ns * 2, kBackoffMaxNs);
   timer_at(peer.retry_ns);
   wake_control();
+}
+
+// A process that is stopped and goes on is lost as often as that happens: one descriptor for all
+// its losses, and bounds. What is dropped stays quarantined, as with a peer whose end nobody can
+// see.
+void EngineImpl::await_exit(Peer& peer, EngineEvent event) {
+  constexpr std::size_t kLivesMax = 256, kLossesMax = 256;
+  event.fenced = true;
+  timer_at(clock_.now_ns() + kFenceCheckNs);
+  const auto same = [&](const Unfenced& waiting) {
+    return waiting.id == peer.remote.id && waiting.epoch == peer.remote.epoch;
+  };
+  auto found = std::ranges::find_if(unfenced_, same);
+  if (found == unfenced_.end()) {
+    if (unfenced_.size() >= kLivesMax) unfenced_.pop_front();
+    unfenced_.push_back({peer.remote.id, peer.remote.epoch, std::move(peer.process), {}});
+    found = std::prev(unfenced_.end());
+  }
+  // A peer that we dial keeps its handle: one event says it all.
+  std::erase_if(found->events, [&](const EngineEvent& e) { return e.peer == event.peer; });
+  if (found->events.size() >= kLossesMax) found->events.pop_front();
+  found->events.push_back(std::move(event));
 }
 
 // connect() has not led to a peer in time. The engine goes on trying.
@@ -744,10 +762,10 @@ void EngineImpl::peer_timers(std::int64_t now_ns) {
   }
   std::erase_if(unfenced_, [&](Unfenced& waiting) {
     if (!exited(waiting.process)) {
-      if (waiting.process) timer_at(now_ns + kFenceCheckNs);
-      return !waiting.process;
+      timer_at(now_ns + kFenceCheckNs);
+      return false;
     }
-    emit(std::move(waiting.event));
+    for (EngineEvent& event : waiting.events) emit(std::move(event));
     return true;
   });
 }
