@@ -91,6 +91,11 @@ void Connector::handle(Port& port, const SendMessage& command) {
     }
     peer = *dialed;
     Port::Dialed& entry = port.dialed.find(command.address)->second;
+    if (!entry.up && entry.down_since_ns != 0) {
+      // Lost, and being dialed again: whoever waits there learns it now, not after its deadline.
+      sink_(PeerLost{peer, command.address, Code::unavailable});
+      return;
+    }
     if (!entry.up) {
       if (entry.unsent.size() < kUnsentMax) entry.unsent.push_back(command.bytes);
       return;

@@ -81,8 +81,8 @@ Status Rendezvous::add_rank(RankRecord record, const std::string& fallback_url) 
 void Rendezvous::find(const std::string& host, std::int64_t port, Found found) {
   const std::string name = name_of(host, port);
   std::unique_lock lock(mutex_);
-  if (const auto known = known_.find(name); known != known_.end()) {
-    const Instance instance = known->second;
+  if (const auto known = known_.find(name); known != known_.end() && !known->second.doubtful) {
+    const Instance instance = known->second.instance;
     lock.unlock();
     return found(instance);
   }
@@ -92,9 +92,21 @@ void Rendezvous::find(const std::string& host, std::int64_t port, Found found) {
   asked_.notify_one();
 }
 
-void Rendezvous::forget(const std::string& host, std::int64_t port) {
+void Rendezvous::doubt(const std::string& host, std::int64_t port) {
   const std::lock_guard lock(mutex_);
-  known_.erase(name_of(host, port));
+  if (const auto known = known_.find(name_of(host, port)); known != known_.end()) {
+    known->second.doubtful = true;
+  }
+}
+
+void Rendezvous::doubt(const std::string& address) {
+  const std::lock_guard lock(mutex_);
+  for (auto& [name, known] : known_) {
+    const std::vector<std::string>& addresses = known.instance.addresses;
+    if (std::find(addresses.begin(), addresses.end(), address) != addresses.end()) {
+      known.doubtful = true;
+    }
+  }
 }
 
 std::optional<Rendezvous::Query> Rendezvous::next(std::unique_lock<std::mutex>& lock) {
@@ -121,16 +133,26 @@ void Rendezvous::serve() {
   while (std::optional<Query> query = next(lock)) {
     Result<Instance> answer(Status(Code::not_found, "not asked yet"));
     // Another query for the same instance may have been answered meanwhile.
-    const auto known = known_.find(query->instance);
-    if (known != known_.end()) answer = known->second;
+    std::optional<Instance> doubtful;
+    if (const auto known = known_.find(query->instance); known != known_.end()) {
+      if (known->second.doubtful) {
+        doubtful = known->second.instance;
+      } else {
+        answer = known->second.instance;
+      }
+    }
     lock.unlock();
     if (!answer) answer = ask(*query);
+    const bool better = answer.ok();
+    // Away, or new and not told yet: whoever is at the old address answers or is lost again.
+    if (!better && doubtful) answer = *std::move(doubtful);
     const bool again = !answer &&
-                       (answer.code() == Code::not_found || answer.code() == Code::unavailable) &&
+                       (answer.code() == Code::not_found || answer.code() == Code::unavailable ||
+                        answer.code() == Code::exhausted) &&
                        std::chrono::steady_clock::now() < query->give_up_at;
     if (!again) query->found(answer);
     lock.lock();
-    if (answer) known_[query->instance] = *answer;
+    if (better) known_[query->instance] = {*answer, false};
     if (again) {
       query->ask_at = std::chrono::steady_clock::now() + kAskAgain;
       queries_.push_back(*std::move(query));

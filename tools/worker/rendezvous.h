@@ -46,10 +46,12 @@ class Rendezvous {
   // Registers a rank at `url`, or at `fallback_url` where none was configured. Blocks, bounded by
   // the client's timeout.
   Status add_rank(RankRecord record, const std::string& fallback_url);
-  // Calls `found` from another thread, once. Answers are remembered until forget().
+  // Calls `found` once, from this thread or another one. Answers are remembered until doubt().
   void find(const std::string& host, std::int64_t port, Found found);
-  // The instance did not answer: the next find() asks again.
-  void forget(const std::string& host, std::int64_t port);
+  // The instance did not answer, or a rank of it (by the address of its engine) was lost: the next
+  // find() asks again. Where the rendezvous does not know better, what was known has to do.
+  void doubt(const std::string& host, std::int64_t port);
+  void doubt(const std::string& address);
 
  private:
   using Time = std::chrono::steady_clock::time_point;
@@ -69,7 +71,11 @@ class Rendezvous {
   std::mutex mutex_;  // guards what follows but the thread
   std::condition_variable asked_;
   std::deque<Query> queries_;
-  std::map<std::string, Instance> known_;
+  struct Known {
+    Instance instance;
+    bool doubtful = false;
+  };
+  std::map<std::string, Known> known_;
   std::map<std::string, std::unique_ptr<BootstrapClient>> clients_;
   bool closing_ = false;
   std::thread thread_;

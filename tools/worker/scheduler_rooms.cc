@@ -125,7 +125,7 @@ void Scheduler::on_room_event(const RoomEvent& event) {
     if (!sequence->room_failed) ++figures_.handoffs_failed;
     sequence->room_failed = true;
     if (sequence->way == Way::decode) {
-      rendezvous_->forget(sequence->request.session->host, sequence->request.session->port);
+      rendezvous_->doubt(sequence->request.session->host, sequence->request.session->port);
     }
     fail(sequence, {event.code, "the handoff failed"}, event.reason);
   }
@@ -221,6 +221,8 @@ void Scheduler::on_message_to_decode(const RoomMessage& message) {
 
 // Requests whose handoff is open hear of it from their endpoint.
 void Scheduler::on_peer_lost(const PeerLost& lost) {
+  // Also without a request of it: its next life listens elsewhere.
+  if (!lost.address.empty() && rendezvous_ != nullptr) rendezvous_->doubt(lost.address);
   for (const SequencePtr& sequence : std::list(sequences_)) {
     if (sequence->way == Way::local || sequence->ranks_open > 0) continue;
     const bool before = sequence->state == State::waiting || sequence->state == State::offered;
@@ -230,7 +232,7 @@ void Scheduler::on_peer_lost(const PeerLost& lost) {
     const bool decode_lost = sequence->way == Way::prefill && !(lost.peer == PeerHandle{}) &&
                              sequence->peer == lost.peer;
     if (prefill_lost) {
-      rendezvous_->forget(sequence->request.session->host, sequence->request.session->port);
+      rendezvous_->doubt(sequence->request.session->host, sequence->request.session->port);
       fail(sequence, {lost.code, "the prefill worker is lost"});
     } else if (decode_lost) {
       fail(sequence, {lost.code, "the decode worker is lost"});
@@ -251,7 +253,7 @@ void Scheduler::tick() {
     if (!before) continue;
     if (now_ns - sequence->heard_ns > silence_ns) {
       if (sequence->way == Way::decode) {
-        rendezvous_->forget(sequence->request.session->host, sequence->request.session->port);
+        rendezvous_->doubt(sequence->request.session->host, sequence->request.session->port);
       }
       fail(sequence, {Code::timed_out, sequence->way == Way::decode
                                            ? "the prefill worker has not taken up this request"

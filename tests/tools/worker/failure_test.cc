@@ -106,6 +106,32 @@ TEST(WorkerFailure, NobodyTakesTheOtherSide) {
   run_well(*prefill, *meeting.decode(slow), prompt("y"));
 }
 
+// Decode keeps in mind where prefill's engines are; a new life of them is elsewhere. The loss alone
+// must make it look again: a request that is sent to the old place ends only by its deadline.
+TEST(WorkerFailure, APrefillWorkerThatComesBackIsFoundAtOnce) {
+  const kvl::test::ExpectLog quiet("handoff.");
+  const Meeting meeting;
+  WorkerOptions patient = small();
+  patient.handoff_timeout_ms = 50'000;
+  const std::unique_ptr<WorkerServer> decode = meeting.decode(patient);
+  std::unique_ptr<WorkerServer> prefill = meeting.prefill(patient);
+  patient.port = prefill->port();
+  run_well(*prefill, *decode, prompt("before"));
+  for (int life = 0; life < 3; ++life) {
+    prefill.reset();
+    prefill = meeting.prefill(patient);
+    // One may come before the loss is noticed: it fails at once, as a router would want it.
+    for (bool good = false; !good;) {
+      const Handed handed = run_pair(*prefill, *decode, prompt("life " + std::to_string(life)));
+      ASSERT_NE(handed.decode.status.code(), Code::timed_out) << handed.decode.reason;
+      ASSERT_NE(handed.prefill.status.code(), Code::timed_out) << handed.prefill.reason;
+      good = handed.decode.status.ok();
+    }
+  }
+  expect_idle(*prefill);
+  expect_idle(*decode);
+}
+
 TEST(WorkerFailure, TheClientLeavesInEveryState) {
   const Meeting meeting;
   const std::unique_ptr<WorkerServer> prefill = meeting.prefill(small());
