@@ -92,6 +92,14 @@ void Rendezvous::find(const std::string& host, std::int64_t port, Found found) {
   asked_.notify_one();
 }
 
+void Rendezvous::trust(const std::string& host, std::int64_t port, const std::string& address) {
+  const std::lock_guard lock(mutex_);
+  const auto known = known_.find(name_of(host, port));
+  if (known != known_.end() && known->second.instance.addresses[0] == address) {
+    known->second.doubtful = false;
+  }
+}
+
 void Rendezvous::doubt(const std::string& host, std::int64_t port) {
   const std::lock_guard lock(mutex_);
   if (const auto known = known_.find(name_of(host, port)); known != known_.end()) {
@@ -131,28 +139,25 @@ std::optional<Rendezvous::Query> Rendezvous::next(std::unique_lock<std::mutex>& 
 void Rendezvous::serve() {
   std::unique_lock lock(mutex_);
   while (std::optional<Query> query = next(lock)) {
-    Result<Instance> answer(Status(Code::not_found, "not asked yet"));
     // Another query for the same instance may have been answered meanwhile.
-    std::optional<Instance> doubtful;
-    if (const auto known = known_.find(query->instance); known != known_.end()) {
-      if (known->second.doubtful) {
-        doubtful = known->second.instance;
-      } else {
-        answer = known->second.instance;
-      }
+    std::optional<Instance> known;
+    bool trusted = false;
+    if (const auto found = known_.find(query->instance); found != known_.end()) {
+      known = found->second.instance;
+      trusted = !found->second.doubtful;
     }
     lock.unlock();
-    if (!answer) answer = ask(*query);
-    const bool better = answer.ok();
+    Result<Instance> answer = trusted ? Result<Instance>(*known) : ask(*query);
+    const bool news = !trusted && answer.ok();
     // Away, or new and not told yet: whoever is at the old address answers or is lost again.
-    if (!better && doubtful) answer = *std::move(doubtful);
+    if (!answer && known) answer = *std::move(known);
     const bool again = !answer &&
                        (answer.code() == Code::not_found || answer.code() == Code::unavailable ||
                         answer.code() == Code::exhausted) &&
                        std::chrono::steady_clock::now() < query->give_up_at;
     if (!again) query->found(answer);
     lock.lock();
-    if (better) known_[query->instance] = {*answer, false};
+    if (news) known_[query->instance] = {*answer};
     if (again) {
       query->ask_at = std::chrono::steady_clock::now() + kAskAgain;
       queries_.push_back(*std::move(query));

@@ -46,8 +46,11 @@ class Rendezvous {
   // Registers a rank at `url`, or at `fallback_url` where none was configured. Blocks, bounded by
   // the client's timeout.
   Status add_rank(RankRecord record, const std::string& fallback_url);
-  // Calls `found` once, from this thread or another one. Answers are remembered until doubt().
+  // Calls `found` once, from this thread or another one. An answer is remembered from
+  // trust() to doubt(): the rendezvous knows of a death only when a lease has run out.
   void find(const std::string& host, std::int64_t port, Found found);
+  // Somebody at this address of the instance (of its first rank) has answered.
+  void trust(const std::string& host, std::int64_t port, const std::string& address);
   // The instance did not answer, or a rank of it (by the address of its engine) was lost: the next
   // find() asks again. Where the rendezvous does not know better, what was known has to do.
   void doubt(const std::string& host, std::int64_t port);
@@ -73,7 +76,7 @@ class Rendezvous {
   std::deque<Query> queries_;
   struct Known {
     Instance instance;
-    bool doubtful = false;
+    bool doubtful = true;
   };
   std::map<std::string, Known> known_;
   std::map<std::string, std::unique_ptr<BootstrapClient>> clients_;

@@ -211,6 +211,10 @@ void Scheduler::on_message_to_decode(const RoomMessage& message) {
   const SequencePtr sequence = room_at(HandoffSide::decode, message.room);
   if (sequence == nullptr) return;
   const bool before = sequence->state == State::waiting || sequence->state == State::offered;
+  if (before && (message.kind == Kind::queued || message.kind == Kind::start)) {
+    const Session& session = *sequence->request.session;
+    rendezvous_->trust(session.host, session.port, sequence->source.addresses[0]);
+  }
   if (message.kind == Kind::queued) sequence->heard_ns = clock_.now_ns();
   if (message.kind == Kind::start && sequence->state == State::offered) start_decode(sequence);
   if (message.kind == Kind::ended && before) {
