@@ -5,6 +5,7 @@
   campaign.py --kvlane … --all                           every program, stage and fault, everywhere
   campaign.py --kvlane … --repeat 20 --only 'decode .* kill'
   campaign.py --kvlane … --soak 900                      random faults for so many seconds
+  campaign.py --kvlane … --control                       a flipped bit in each handoff: all noticed
 
 Prints the table program x stage x fault. Exit status 1: a cell is red.
 """
@@ -23,8 +24,10 @@ import time
 import traceback
 
 from cells import FAULTS, NETWORK_FAULTS, STAGES, Cell, all_cells, network_cells, short_cells
-from fleet import Fleet
+from fleet import CLIENTS, Fleet
+from load import Load
 from network import HERE, THERE, NetworkStrike, TwoHosts
+from processes import until
 from soak import Soak
 from strike import Figures, Red, Skipped, Strike
 
@@ -168,6 +171,27 @@ def run_soak(options, index, folder):
         fleet.close()
 
 
+def run_control(options, folder):
+    """Decode workers that flip a bit of what they receive: no request of theirs may count as good."""
+    for index, (transport, kind) in enumerate(FLEETS):
+        fleet = Fleet(options.kvlane, folder, transport, kind, options.seed + index)
+        fleet.damage = True
+        try:
+            if not fleet.open():
+                print(f"the fleet did not start: see {folder}")
+                return 1
+            load = Load(fleet.router, fleet.prompts, CLIENTS, fleet.name()).start()
+            until(lambda: len(load.counts.bad) >= CLIENTS)
+            load.stop()
+            bad, good = load.counts.bad, load.counts.good
+            print(f"{transport}-{kind}: {len(bad)} wrong, {good} good; {bad[:1]}")
+            if good or not bad:
+                return 1
+        finally:
+            fleet.close()
+    return 0
+
+
 def soak_all(options, folder):
     with concurrent.futures.ThreadPoolExecutor(len(FLEETS)) as pool:
         running = []
@@ -265,6 +289,7 @@ def parse(arguments):
     parser.add_argument("--fleet", choices=names, help="this one alone")
     parser.add_argument("--repeat", type=int, default=1, help="each cell so many times")
     parser.add_argument("--soak", type=float, help="seconds of random faults instead of the matrix")
+    parser.add_argument("--control", action="store_true", help="damaged pages must be noticed")
     parser.add_argument("--inside", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 20))
     parser.add_argument("--json", help="a file for one JSON object per cell")
@@ -277,6 +302,15 @@ def main(arguments=None):
     if options.inside:
         return run_inside(options)
     folder = options.keep or tempfile.mkdtemp(prefix="kvlane-campaign-")
+    status = run(options, folder)
+    if status == 0 and not options.keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    return status
+
+
+def run(options, folder):
+    if options.control:
+        return run_control(options, folder)
     if options.soak:
         print(f"seed {options.seed}, {options.soak:.0f} s; logs and traces in {folder}", flush=True)
         return soak_all(options, folder)
@@ -315,8 +349,6 @@ def main(arguments=None):
         f"{states.count('green')} green, {states.count('red')} red, {states.count('skipped')} "
         f"skipped in {time.monotonic() - begin:.0f} s"
     )
-    if "red" not in states and not options.keep:
-        shutil.rmtree(folder, ignore_errors=True)
     return 1 if "red" in states or not results else 0
 
 

@@ -41,12 +41,23 @@ class Fleet:
         self.frozen = set()  # places whose program was lost while it was alive
         self.first = {}  # what was held at rest, before anything was struck
         self.prompts = None
+        self.damage = False  # a control: decode workers flip a bit of what they receive
 
     def host(self, place):
         return self.hosts.get(role_of(place), "127.0.0.1")
 
     def start(self):
-        """False when one of them does not come up."""
+        """False when one of them does not come up, or does not serve."""
+        if not self.open():
+            return False
+        warm = Load(self.router, self.prompts, CLIENTS, self.name()).start()
+        good = warm.wait_good(10 * CLIENTS, PATIENCE)
+        if not warm.stop() or not good or warm.counts.bad:
+            return False
+        self.take_stock()
+        return True
+
+    def open(self):
         options, prompts = KINDS[self.kind]
         if self.kind == "kv":
             self.prompts = prompts(self.seed)
@@ -55,14 +66,7 @@ class Fleet:
             assert alone.ready(), alone.errors
             self.prompts = prompts(self.seed, alone)
             alone.end()
-        if not all(self.launch(place) for place in PLACES):
-            return False
-        warm = Load(self.router, self.prompts, CLIENTS, self.name()).start()
-        good = warm.wait_good(10 * CLIENTS, PATIENCE)
-        if not warm.stop() or not good or warm.counts.bad:
-            return False
-        self.take_stock()
-        return True
+        return all(self.launch(place) for place in PLACES)
 
     def launch(self, place, stop_at=None, wait=True, stderr=None, trace=None):
         """A new life in `place`. With stop_at it stops itself at that stage."""
@@ -76,6 +80,8 @@ class Fleet:
             words += [*KINDS[self.kind][0], "--role", role, "--transport", self.transport]
             words += ["--bootstrap", self.programs["bootstrap"].url()]
             words += ["--handoff-timeout-ms", str(HANDOFF_TIMEOUT_MS)]
+            if self.damage and role == "decode":
+                words += ["--damage-received"]
             if self.kind == "kv":
                 words += ["--handoff.segment_bytes", "4096"]  # a layer at a time
         if role == "router":
