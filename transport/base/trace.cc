@@ -268,6 +268,8 @@ Status open_trace(const TraceConfig& config, std::string_view process, std::stri
       why = "trace.file '" + path + "': " + std::strerror(errno);
       return fail({Code::unavailable, "open trace.file", errno});
     }
+    // A limit on the size of files (ulimit -f) is a full disk too, not a death.
+    ::signal(SIGXFSZ, SIG_IGN);
     s.process = process;
     // A process that was killed, or a full disk, may have left part of a line.
     struct stat info {};

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -144,6 +145,21 @@ TEST(Trace, AFullDiskCostsLinesAndNothingElse) {
               EXPECT_NE(logged[0].find("No space left"), std::string::npos) << logged[0];
             }),
             0);
+}
+
+TEST(Trace, ALimitOnFilesIsAFullDiskToo) {
+  const std::string path = temporary("limit");
+  EXPECT_EQ(in_child([&] {
+              set_log_sink([](LogLevel, std::string_view) {});
+              const rlimit limit{300, 300};
+              ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+              ASSERT_TRUE(open_trace({.file = path}, "test").ok());
+              for (int i = 0; i < 10; ++i) trace({.stage = Stage::queued});
+              EXPECT_GT(trace_lines_dropped(), 0U);
+            }),
+            0);
+  EXPECT_EQ(content(path).size(), 300U);
+  std::remove(path.c_str());
 }
 
 TEST(Trace, AFileThatCannotBeOpenedIsNamed) {
