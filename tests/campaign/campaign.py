@@ -101,9 +101,11 @@ def run_fleet(options, index, cells, folder, tell):
             results.append(run_cell(fleet, cell, Strike(fleet, cell)))
             tell(results[-1])
             if results[-1].state == "red":
-                # What it left must not be held against the next.
+                # What it left must not be held against the next, nor its traces be mixed with others.
                 fleet.close()
-                fleet = Fleet(options.kvlane, folder, transport, kind, options.seed + index)
+                fresh = f"{folder}/after-{len(results)}"
+                os.makedirs(fresh, exist_ok=True)
+                fleet = Fleet(options.kvlane, fresh, transport, kind, options.seed + index)
     finally:
         fleet.close()
     return results
