@@ -32,6 +32,7 @@ void Program::fail(std::string_view sentence) {
 void add_setting_flags(CLI::App& command, std::span<const Setting> rows, std::string_view prefix,
                        SettingFlags& flags) {
   for (const Setting& row : rows) {
+    if (row.secret) continue;  // everybody can see a command line
     std::string names = "--" + std::string(row.name);
     if (!prefix.empty() && row.name.starts_with(prefix)) {
       std::string brief(row.name.substr(prefix.size()));

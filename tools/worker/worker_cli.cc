@@ -89,6 +89,7 @@ void add_worker_options(CLI::App& command, WorkerOptions& options) {
   add_model(command, options);
   add_place(command, options);
   for (const Setting& row : own_settings()) {
+    if (row.secret) continue;  // everybody can see a command line
     const std::string name(row.name);
     if (name == "advertise" || name == "require") continue;  // --advertise, --transport
     command

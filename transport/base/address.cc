@@ -31,6 +31,12 @@ bool SocketAddress::any() const {
   return v4(*this).sin_addr.s_addr == htonl(INADDR_ANY);
 }
 
+bool SocketAddress::loopback() const {
+  if (family() == AF_INET) return ntohl(v4(*this).sin_addr.s_addr) >> 24 == 127;
+  const in6_addr& host = v6(*this).sin6_addr;
+  return IN6_IS_ADDR_LOOPBACK(&host) || (IN6_IS_ADDR_V4MAPPED(&host) && host.s6_addr[12] == 127);
+}
+
 std::string SocketAddress::text() const {
   char host[INET6_ADDRSTRLEN] = "?";
   if (family() == AF_INET6) {

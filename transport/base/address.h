@@ -21,6 +21,7 @@ struct SocketAddress {
   int family() const { return storage.ss_family; }
   std::uint16_t port() const;
   bool any() const;          // 0.0.0.0 or [::]
+  bool loopback() const;     // 127.0.0.0/8, [::1] or [::ffff:127.0.0.0/104]
   std::string text() const;  // "10.0.0.1:4711", "[::1]:4711"
 };
 

@@ -76,6 +76,7 @@ std::string first_foreign_line(std::string_view text) {
 struct Loader {
   const std::vector<Setting>& rows;
   std::map<std::string, Settings::Value, std::less<>>& values;
+  std::map<std::string, std::string, std::less<>>& secrets;
   std::string* error;
 
   Status set(std::string_view name, const std::string& text, const std::string& origin) {
@@ -84,6 +85,17 @@ struct Loader {
     if (row == rows.end()) {
       return fail("unknown setting '" + std::string(name) + "' (" + origin +
                   "); kvlane config lists all settings");
+    }
+    if (row->secret) {
+      if (!origin.starts_with("env ")) {
+        return fail("setting '" + std::string(name) + "' (" + origin +
+                    ") is read from the environment only: everybody can see a command line, and "
+                    "configuration files travel; secret_file names a file");
+      }
+      if (text.empty()) return {};
+      secrets[std::string(name)] = text;
+      values[std::string(name)] = {"set", origin};
+      return {};
     }
     if (Status status = row->parse(*row, text, nullptr); !status.ok()) {
       return fail("setting '" + std::string(name) + "' = '" + text + "' (" + origin +
@@ -168,7 +180,7 @@ Result<Settings> Settings::load(std::vector<Setting> rows, const Source& source,
   for (const Setting& row : settings.rows_) {
     settings.values_[std::string(row.name)] = {row.fallback(), "default"};
   }
-  Loader loader{settings.rows_, settings.values_, error};
+  Loader loader{settings.rows_, settings.values_, settings.secrets_, error};
   if (!source.file.empty()) {
     std::vector<std::pair<std::string, std::string>> pairs;
     std::ifstream file(source.file, std::ios::binary);
@@ -203,8 +215,10 @@ Result<Settings> Settings::load(std::vector<Setting> rows, const Source& source,
 void Settings::apply(const Setting& row, void* owner) const {
   const auto found = values_.find(row.name);
   if (found == values_.end() || found->second.origin == "default") return;
+  const auto secret = secrets_.find(row.name);
+  const std::string& text = secret == secrets_.end() ? found->second.text : secret->second;
   // load() has checked the text already.
-  [[maybe_unused]] const Status status = row.parse(row, found->second.text, owner);
+  [[maybe_unused]] const Status status = row.parse(row, text, owner);
   assert(status.ok());
 }
 

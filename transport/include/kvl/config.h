@@ -24,6 +24,7 @@ struct Setting {
   Status (*parse)(const Setting& row, std::string_view text,
                   void* owner_struct);  // null: check only
   std::string (*fallback)();            // the default as text
+  bool secret = false;  // comes from the environment only, and value() says no more than "set"
 };
 
 namespace detail {
@@ -95,12 +96,14 @@ class Settings {
     return owner;
   }
   const std::vector<Setting>& rows() const { return rows_; }
-  Value value(std::string_view name) const;  // text "" and origin "" when unknown
+  // Text "" and origin "" when unknown; "set" for a secret that is there.
+  Value value(std::string_view name) const;
 
  private:
   void apply(const Setting& row, void* owner) const;
   std::vector<Setting> rows_;
   std::map<std::string, Value, std::less<>> values_;
+  std::map<std::string, std::string, std::less<>> secrets_;  // what values_ only calls "set"
 };
 
 }  // namespace kvl
