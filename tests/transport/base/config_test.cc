@@ -90,6 +90,23 @@ TEST(Settings, BooleansAreRealAndTheOwnNameBeatsTheAlias) {
   ::unsetenv("MC_FORCE_SAMPLE");
 }
 
+struct Neighbour {
+  std::string text = "mine";
+};
+
+TEST(Settings, RowsOfAnotherStructAreLeftAlone) {
+  std::vector<Setting> table = rows();
+  table.push_back(setting<&Neighbour::text>("neighbour.text", "", 0, 0, "help"));
+  const Settings settings =
+      Settings::load(table, {.environment = false,
+                             .flags = {{"neighbour.text", "theirs"}, {"sample.lanes", "9"}}})
+          .value();
+  const Sample sample = settings.read<Sample>(table);
+  EXPECT_EQ(sample.lanes, 9);
+  EXPECT_EQ(sample.congestion, "cubic");
+  EXPECT_EQ(settings.read<Neighbour>(table).text, "theirs");
+}
+
 TEST(Settings, RefusesUnknownKeysAndBadNumbers) {
   for (const auto& [name, text] :
        std::vector<std::pair<std::string, std::string>>{{"sample.lane", "1"},

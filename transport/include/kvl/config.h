@@ -24,6 +24,7 @@ struct Setting {
   Status (*parse)(const Setting& row, std::string_view text,
                   void* owner_struct);  // null: check only
   std::string (*fallback)();            // the default as text
+  const void* owner = nullptr;  // names the struct, so that read() leaves others' rows alone
   bool secret = false;  // comes from the environment only, and value() says no more than "set"
 };
 
@@ -43,6 +44,8 @@ struct MemberOf<F S::*> {
   using Struct = S;
   using Field = F;
 };
+template <typename S>
+inline const char kOwner = 0;
 template <typename F>
 using Wire = std::conditional_t<
     std::is_same_v<F, bool>, bool,
@@ -63,6 +66,7 @@ Setting setting(std::string_view name, std::string_view unit, double min, double
     if (owner != nullptr) static_cast<Struct*>(owner)->*Member = static_cast<Field>(value);
     return {};
   };
+  row.owner = &detail::kOwner<Struct>;
   row.fallback = [] { return detail::print_value(detail::Wire<Field>(Struct{}.*Member)); };
   return row;
 }
@@ -87,12 +91,14 @@ class Settings {
   static Result<Settings> load(std::vector<Setting> rows, const Source& source,
                                std::string* error = nullptr);
 
-  // Fills the fields of `owner` that `rows` describes. Rows must be among those loaded; rows that
-  // were never loaded keep the struct's default (so tests may use a default Settings).
+  // Fills the fields of Struct that `rows` describes; rows of other structs may be among them. Rows
+  // that were never loaded keep the struct's default (so tests may use a default Settings).
   template <typename Struct>
   Struct read(std::span<const Setting> rows) const {
     Struct owner{};
-    for (const Setting& row : rows) apply(row, &owner);
+    for (const Setting& row : rows) {
+      if (row.owner == &detail::kOwner<Struct>) apply(row, &owner);
+    }
     return owner;
   }
   const std::vector<Setting>& rows() const { return rows_; }
