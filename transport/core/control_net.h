@@ -7,9 +7,14 @@
 #include <string_view>
 #include <vector>
 
+#include "kvl/metrics.h"
 #include "kvl/status.h"
 
 namespace kvl {
+
+namespace auth {
+struct SessionKeys;
+}  // namespace auth
 
 struct ConnId {
   std::uint64_t value = 0;
@@ -29,6 +34,8 @@ struct ControlEvent {
 class ControlNet {
  public:
   static constexpr std::size_t kMessageBytesMax = 16u << 20;
+  // Until limit() says otherwise: nobody knows yet who is there.
+  static constexpr std::size_t kStrangerBytesMax = 256u << 10;
   virtual ~ControlNet() = default;
   // The address others dial: "10.0.0.1:4711", "[::1]:4711"; port resolved.
   virtual std::string address() const = 0;
@@ -36,6 +43,8 @@ class ControlNet {
   virtual Result<ConnId> connect(std::string_view address) = 0;
   // Queues one message. exhausted: the peer does not read (bounded queue); close it or wait.
   virtual Status send(ConnId, std::span<const std::byte> message) = 0;
+  // A longer message than this ends the connection.
+  virtual void limit(ConnId, [[maybe_unused]] std::size_t message_bytes_max) {}
   // No event follows.
   virtual void close(ConnId) = 0;
   virtual void poll(std::vector<ControlEvent>& events) = 0;
@@ -43,6 +52,9 @@ class ControlNet {
   virtual int wait_fd() const = 0;
   // Connections that were closed because there were too many, or that said too much too early.
   virtual std::uint64_t refused() const { return 0; }
+  // What an authenticated connection is protected by; null: it is not.
+  virtual const auth::SessionKeys* session(ConnId) const { return nullptr; }
+  virtual void visit_metrics(MetricVisitor&) const {}
 };
 
 }  // namespace kvl

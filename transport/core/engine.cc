@@ -13,7 +13,9 @@
 #include <sstream>
 
 #include "kvl/log.h"
+#include "kvl/security.h"
 #include "transport/core/engine_impl.h"
+#include "transport/core/secure_control_net.h"
 #include "transport/core/tcp_control_net.h"
 #include "transport/core/topology.h"
 
@@ -50,8 +52,10 @@ Status fail(std::string* error, Code code, const char* context, std::string sent
 
 std::vector<Setting> engine_settings() {
   using C = EngineConfig;
-  return {
-      setting<&C::listen>("listen", "", 0, 0, "address of the control listener, HOST:PORT"),
+  std::vector<Setting> rows{
+      setting<&C::listen>("listen", "", 0, 0,
+                          "address of the control listener, HOST:PORT; beyond loopback it needs "
+                          "secret_file, KVLANE_SECRET or insecure"),
       setting<&C::advertise>("advertise", "", 0, 0, "address told to peers; empty: from listen"),
       setting<&C::force_tcp>("force_tcp", "", 0, 0, "use tcp only, whatever else is there",
                              "MC_FORCE_TCP"),
@@ -83,6 +87,8 @@ std::vector<Setting> engine_settings() {
       setting<&C::reconnect_ms>("reconnect_ms", "ms", 1, 60000,
                                 "first pause before dialing again; doubles up to 5 s"),
   };
+  for (Setting& row : security_settings()) rows.push_back(std::move(row));
+  return rows;
 }
 
 Result<std::unique_ptr<Engine>> Engine::open(const Settings& settings, std::string* error) {
@@ -132,17 +138,7 @@ Status EngineImpl::start(const Settings& settings, std::string* error) {
   event_fd_.reset(threaded_ ? ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
                             : ::epoll_create1(EPOLL_CLOEXEC));
   if (!control_wake_ || !event_fd_) return {Code::exhausted, "engine descriptors", errno};
-  if (!world_.control) {
-    auto net = TcpControlNet::open(
-        config_.listen, config_.advertise,
-        {.max = static_cast<std::size_t>(config_.strangers_max),
-         .per_address_max = static_cast<std::size_t>(config_.strangers_per_address_max)});
-    if (!net) {
-      return fail(error, net.code(), "control listener",
-                  "cannot listen on " + config_.listen + ": " + net.status().to_string());
-    }
-    world_.control = std::move(*net);
-  }
+  KVL_TRY(open_control(settings, error));
   address_ = world_.control->address();
   KVL_TRY(open_rails(settings, error));
   if (threaded_) {
@@ -162,6 +158,44 @@ Status EngineImpl::start(const Settings& settings, std::string* error) {
     watch(state.rail->wait_fd());
     watch(state.rail->wake_fd());
   }
+  return {};
+}
+
+// The listener, behind the guard that knows the secret.
+Status EngineImpl::open_control(const Settings& settings, std::string* error) {
+  const auto security = settings.read<SecurityConfig>(security_settings());
+  SecureControlNet::Options options;
+  auto secrets = load_secrets(security, error);
+  if (!secrets) return secrets.status();
+  options.secrets = std::move(*secrets);
+  options.encrypt = security.encrypt;
+  options.handshake_ms = config_.connect_timeout_ms;
+  options.strangers_max = static_cast<std::size_t>(config_.strangers_max);
+  if (options.encrypt && options.secrets.empty()) {
+    return fail(error, Code::invalid_argument, "encrypt needs a secret",
+                "encrypt=on needs a secret: set secret_file or KVLANE_SECRET");
+  }
+  if (world_.seed != 0) {
+    options.random = [random = std::mt19937_64(world_.seed)](std::span<std::byte> out) mutable {
+      for (std::byte& b : out) b = static_cast<std::byte>(random());
+    };
+  }
+  if (!world_.control) {
+    KVL_TRY(check_listener("listen", config_.listen, !options.secrets.empty(), security.insecure,
+                           error));
+    same_host_ = is_loopback(config_.listen);
+    auto net = TcpControlNet::open(
+        config_.listen, config_.advertise,
+        {.max = static_cast<std::size_t>(config_.strangers_max),
+         .per_address_max = static_cast<std::size_t>(config_.strangers_per_address_max)});
+    if (!net) {
+      return fail(error, net.code(), "control listener",
+                  "cannot listen on " + config_.listen + ": " + net.status().to_string());
+    }
+    world_.control = std::move(*net);
+  }
+  world_.control =
+      std::make_unique<SecureControlNet>(std::move(world_.control), std::move(options), clock_);
   return {};
 }
 
@@ -207,7 +241,8 @@ Status EngineImpl::open_rails(const Settings& settings, std::string* error) {
         RailState& state = rails_.emplace_back();
         state.control = std::make_unique<RailControl>(*this, index);
         state.rail = std::make_unique<Rail>(index, *this, *transport, device);
-        const Status status = state.rail->open(*state.control, world_.make_memory_ops(), clock_);
+        const Status status =
+            state.rail->open(*state.control, world_.make_memory_ops(), clock_, same_host_);
         if (!status.ok()) {
           log(LogLevel::warning, "rail.open_failed",
               {{"transport", name}, {"device", device.name}, {"why", status.to_string()}});
@@ -411,6 +446,7 @@ void EngineImpl::visit_metrics(MetricVisitor& visitor) const {
     count("kvlane_rail_notes_total", "Notes received.", state.notes);
     state.rail->link().visit_metrics(visitor, labels);
   }
+  world_.control->visit_metrics(visitor);
   visitor.gauge("kvlane_peers", "Peers known.", {}, static_cast<double>(peers_.size()));
   visitor.gauge("kvlane_transfers_inflight", "Transfers not ended.", {},
                 static_cast<double>(transfers_.size()));

@@ -10,6 +10,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -106,6 +107,7 @@ class EngineImpl final : public Engine, public RailHost {
   bool has_work(std::size_t rail) override;
 
   // engine.cc
+  Status open_control(const Settings& settings, std::string* error);
   Status open_rails(const Settings& settings, std::string* error);
   void start_rail_threads();
   bool control_step();
@@ -132,6 +134,7 @@ class EngineImpl final : public Engine, public RailHost {
   control::PairRef ref_of(const Pair& pair) const {
     return {pair.dialer_rail, pair.listener_rail, pair.incarnation};
   }
+  std::optional<PeerSecurity> security_of(const Peer& peer, const Pair& pair) const;
   void open_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer);
   void accept_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer);
   void on_pair_opened(PairName name, PeerId link_peer, std::vector<std::byte> offer, Status status);
@@ -182,6 +185,7 @@ class EngineImpl final : public Engine, public RailHost {
   EngineId id_{};
   std::uint64_t epoch_ = 0;
   std::string address_;
+  bool same_host_ = false;  // our listener is loopback
   std::vector<control::RailName> rail_names_;
   std::vector<std::unique_ptr<Transport>> transports_;
   std::deque<RailState> rails_;

@@ -13,6 +13,7 @@
 
 #include "kvl/failure.h"
 #include "kvl/log.h"
+#include "transport/base/wire.h"
 #include "transport/core/engine_impl.h"
 
 namespace kvl {
@@ -119,8 +120,13 @@ Result<PeerInfo> EngineImpl::describe(PeerHandle handle) const {
   const Lock lock(mutex_);
   const Peer* const peer = peers_.find(handle.value);
   if (peer == nullptr) return Status{Code::not_found, "peer"};
-  PeerInfo info{
-      peer->address, peer->remote.id, peer->remote.epoch, peer->state == Peer::State::up, {}};
+  PeerInfo info{peer->address,
+                peer->remote.id,
+                peer->remote.epoch,
+                peer->state == Peer::State::up,
+                peer->keys.has_value(),
+                peer->keys.has_value() && peer->keys->encrypt,
+                {}};
   int best = INT32_MAX;
   for (const Pair& pair : peer->pairs) {
     if (pair.state == Pair::State::up) best = std::min(best, pair.rank);
@@ -236,7 +242,11 @@ void EngineImpl::on_control(ControlEvent& event) {
   if (event.kind == Kind::connected) {
     send_hello(*peer);
   } else if (event.kind == Kind::closed) {
-    peer_lost(*peer, Code::peer_lost, event.status.context());
+    const bool refused = event.status.code() == Code::permission;
+    if (refused && peer->dialer && !peer->announced) {
+      peer->notice_ns = clock_.now_ns();  // trying again is no help before somebody has acted
+    }
+    peer_lost(*peer, refused ? Code::permission : Code::peer_lost, event.status.context());
   } else if (event.kind == Kind::message) {
     peer->heard_ns = clock_.now_ns();
     on_message(*peer, event.bytes);
@@ -305,6 +315,9 @@ void EngineImpl::on_hello(Peer& peer, std::span<const std::byte> body) {
     return peer_lost(peer, hello.code(), hello.status().context());
   }
   peer.remote = std::move(*hello);
+  const auth::SessionKeys* const keys = world_.control->session(peer.conn);
+  peer.keys = keys != nullptr ? std::optional(*keys) : std::nullopt;
+  world_.control->limit(peer.conn, ControlNet::kMessageBytesMax);
   if (!peer.dialer) {
     peer.address = peer.remote.address;
     send_hello(peer);
@@ -361,6 +374,15 @@ Pair* EngineImpl::find_pair(Peer& peer, control::PairRef ref) {
   return nullptr;
 }
 
+// What the Links of this attempt on a pair share; nothing without authentication.
+std::optional<PeerSecurity> EngineImpl::security_of(const Peer& peer, const Pair& pair) const {
+  if (!peer.keys) return std::nullopt;
+  const auto name =
+      WireWriter().put(pair.dialer_rail).put(pair.listener_rail).put(pair.incarnation).take();
+  return PeerSecurity{crypto::expand(peer.keys->data, "kvlane pair", name).bytes,
+                      peer.keys->encrypt};
+}
+
 // Creates our Link's peer. The dialer has no remote offer yet; the listener accepts it at once.
 void EngineImpl::open_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer) {
   pair.state = Pair::State::opening;
@@ -369,24 +391,28 @@ void EngineImpl::open_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote
                       pair.incarnation};
   const PeerRole role = peer.dialer ? PeerRole::active : PeerRole::passive;
   ++peer.links_open;
-  rails_[pair.rail].rail->run(
-      [this, name, role, rail = pair.rail, remote = std::move(remote_offer)](Link& link) {
-        Result<PeerId> opened = link.open_peer(role);
-        Status status = opened ? Status{} : opened.status();
-        Blob offer;
-        if (opened) {
-          {
-            // Before anything of this peer can happen: its messages and events must be found.
-            const Lock lock(mutex_);
-            rails_[rail].peers[opened->value] = name;
-          }
-          Result<Blob> made = link.offer(*opened);
-          status = made ? Status{} : made.status();
-          if (made) offer = std::move(*made);
-          if (status.ok() && role == PeerRole::passive) status = link.accept(*opened, remote);
-        }
-        on_pair_opened(name, opened ? *opened : PeerId{}, std::move(offer), status);
-      });
+  rails_[pair.rail].rail->run([this, name, role, rail = pair.rail,
+                               security = security_of(peer, pair),
+                               remote = std::move(remote_offer)](Link& link) {
+    Result<PeerId> opened = link.open_peer(role);
+    Status status = opened ? Status{} : opened.status();
+    Blob offer;
+    if (opened) {
+      {
+        // Before anything of this peer can happen: its messages and events must be found.
+        const Lock lock(mutex_);
+        rails_[rail].peers[opened->value] = name;
+      }
+      if (security) status = link.secure_peer(*opened, *security);
+      if (status.ok()) {
+        Result<Blob> made = link.offer(*opened);
+        status = made ? Status{} : made.status();
+        if (made) offer = std::move(*made);
+      }
+      if (status.ok() && role == PeerRole::passive) status = link.accept(*opened, remote);
+    }
+    on_pair_opened(name, opened ? *opened : PeerId{}, std::move(offer), status);
+  });
 }
 
 void EngineImpl::on_pair_opened(PairName name, PeerId link_peer, std::vector<std::byte> offer,

@@ -5,11 +5,13 @@
 #include <bitset>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "transport/base/unique_fd.h"
+#include "transport/core/auth.h"
 #include "transport/core/control_net.h"
 #include "transport/core/handshake.h"
 
@@ -86,7 +88,8 @@ struct Peer {
   Code down_code = Code::peer_lost;
   ConnId conn;
   control::Hello remote;
-  UniqueFd process;  // pidfd of the peer's process, where we share its host
+  std::optional<auth::SessionKeys> keys;  // of an authenticated connection
+  UniqueFd process;                       // pidfd of the peer's process, where we share its host
   std::vector<Pair> pairs;
   std::unordered_map<std::uint64_t, RemoteMemory> memories;
   std::vector<std::uint64_t> transfers;  // live ones, oldest first

@@ -16,12 +16,12 @@ Rail::Rail(std::size_t index, RailHost& host, Transport& transport, const Device
 Rail::~Rail() { stop_thread(); }
 
 Status Rail::open(ControlChannel& control, std::unique_ptr<MemoryOps> memory_ops,
-                  const Clock& clock) {
+                  const Clock& clock, bool same_host) {
   clock_ = &clock;
   memory_ops_ = std::move(memory_ops);
   wake_.reset(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!wake_) return {Code::exhausted, "eventfd", errno};
-  auto link = transport_.open(device_, LinkContext{control, *memory_ops_, clock});
+  auto link = transport_.open(device_, LinkContext{control, *memory_ops_, clock, same_host});
   if (!link) return link.status();
   link_ = std::move(*link);
   return {};

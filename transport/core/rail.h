@@ -47,7 +47,8 @@ class Rail {
   Rail& operator=(const Rail&) = delete;
 
   // `control` and `clock` outlive the rail.
-  Status open(ControlChannel& control, std::unique_ptr<MemoryOps> memory_ops, const Clock& clock);
+  Status open(ControlChannel& control, std::unique_ptr<MemoryOps> memory_ops, const Clock& clock,
+              bool same_host);
 
   Link& link() { return *link_; }
   const Device& device() const { return device_; }

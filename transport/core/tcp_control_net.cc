@@ -6,6 +6,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -138,6 +139,11 @@ Status TcpControlNet::flush(Connection& c) {
   return {};
 }
 
+void TcpControlNet::limit(ConnId conn, std::size_t message_bytes_max) {
+  Connection* const c = connections_.find(conn.value);
+  if (c != nullptr) c->message_bytes_max = std::min(message_bytes_max, kMessageBytesMax);
+}
+
 void TcpControlNet::close(ConnId conn) {
   Connection* const c = connections_.find(conn.value);
   if (c == nullptr) return;
@@ -232,7 +238,8 @@ Status TcpControlNet::read_some(std::uint64_t id, Connection& c,
     while (c.in.size() - at >= sizeof(std::uint32_t)) {
       std::uint32_t bytes = 0;
       std::memcpy(&bytes, c.in.data() + at, sizeof(bytes));
-      if (bytes > (c.stranger ? kFirstMessageBytesMax : kMessageBytesMax)) {
+      const std::size_t stranger_max = std::min(kFirstMessageBytesMax, c.message_bytes_max);
+      if (bytes > (c.stranger ? stranger_max : c.message_bytes_max)) {
         if (c.stranger) refused_.add();  // later ones show as a peer that was lost
         return {Code::invalid_argument, "control message too long"};
       }

@@ -30,6 +30,7 @@ class TcpControlNet final : public ControlNet {
   std::string address() const override { return address_; }
   Result<ConnId> connect(std::string_view address) override;
   Status send(ConnId, std::span<const std::byte> message) override;
+  void limit(ConnId, std::size_t message_bytes_max) override;
   void close(ConnId) override;
   void poll(std::vector<ControlEvent>& events) override;
   int wait_fd() const override { return epoll_.get(); }
@@ -49,6 +50,7 @@ class TcpControlNet final : public ControlNet {
     std::string remote;
     std::string host;  // stranger: without the port
     std::list<std::uint64_t>::iterator place;
+    std::size_t message_bytes_max = kStrangerBytesMax;
     std::vector<std::byte> in;   // a partial message
     std::vector<std::byte> out;  // not yet taken by the kernel
     std::size_t out_begin = 0;

@@ -24,6 +24,9 @@ class FaultLink final : public Link {
 
   const Device& device() const override { return inner_->device(); }
   Result<PeerId> open_peer(PeerRole role) override;
+  Status secure_peer(PeerId peer, const PeerSecurity& security) override {
+    return inner_->secure_peer(peer, security);
+  }
   Result<Blob> offer(PeerId peer) override;
   Status accept(PeerId peer, std::span<const std::byte> remote_offer) override;
   void close_peer(PeerId peer) override { inner_->close_peer(peer); }

@@ -117,9 +117,11 @@ Status SimLink::remove_memory(MemoryId id) {
 
 Result<Blob> SimLink::export_memory(MemoryId id, PeerId peer) {
   const MemoryState* const state = memories_.find(id.value);
-  if (state == nullptr || peer_of(peer) == nullptr) {
+  Peer* const user = peer_of(peer);
+  if (state == nullptr || user == nullptr) {
     return Status{Code::invalid_argument, "export_memory: stale id"};
   }
+  user->exported.insert(id.value);
   return WireWriter().put(kMemoryMagic).put(id.value).put(state->memory.bytes).take();
 }
 

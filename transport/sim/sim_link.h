@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "kvl/transport.h"
@@ -59,6 +60,7 @@ class SimLink final : public Link {
     bool heard = false;     // the remote has accepted us
     bool up = false;
     std::deque<std::uint64_t> batches;  // in order of post
+    std::set<std::uint64_t> exported;   // memories of ours that it may name
   };
   struct MemoryState {
     Memory memory;
@@ -126,7 +128,7 @@ class SimLink final : public Link {
   // Receiving: the other side's packets call these.
   bool admit(std::uint64_t peer_id, std::uint64_t secret);
   void on_data(std::uint64_t peer_id, const PacketPtr& packet);
-  Code apply(const Run& run, Direction direction, std::byte* payload);
+  Code apply(const Peer& peer, const Run& run, Direction direction, std::byte* payload);
   void on_answer(const Packet& packet);
   void on_note_answer(std::uint64_t batch);
 

@@ -114,24 +114,25 @@ void SimLink::send_packet(std::uint64_t id, BatchState& state) {
 void SimLink::on_data(std::uint64_t peer_id, const PacketPtr& packet) {
   if (packet->direction == Direction::read) packet->payload.resize(packet->bytes);
   std::byte* payload = packet->payload.data();
+  const Peer* const peer = peers_.find(peer_id);
   for (const Run& run : packet->runs) {
-    const Code code = apply(run, packet->direction, payload);
+    const Code code = apply(*peer, run, packet->direction, payload);
     if (code != Code::ok) refused_.add();
     if (packet->code == Code::ok) packet->code = code;
     payload += run.end - run.begin;
   }
   if (packet->direction == Direction::write) packet->payload.clear();
   // Applying may not be repeated, answering may be: the answer is a packet of its own.
-  const Peer* const peer = peers_.find(peer_id);
   if (!peer->accepted) return;
   at_remote(peer_id, peer->remote, kHeaderBytes + packet->payload.size(),
             [packet](SimLink& there, std::uint64_t) { there.on_answer(*packet); });
 }
 
 // A run is judged as a whole before any byte of it moves.
-Code SimLink::apply(const Run& run, Direction direction, std::byte* payload) {
+Code SimLink::apply(const Peer& peer, const Run& run, Direction direction, std::byte* payload) {
   const MemoryState* const state = memories_.find(run.key);
   if (state == nullptr) return Code::invalid_argument;
+  if (!peer.exported.contains(run.key)) return Code::permission;
   const Access wanted = direction == Direction::write ? Access::remote_write : Access::remote_read;
   if (!allows(state->memory.access, wanted)) return Code::permission;
   if (!run_inside(run, state->memory.bytes)) return Code::invalid_argument;

@@ -16,6 +16,7 @@
 #include "transport/tcp/run_list.h"
 #include "transport/tcp/tcp_config.h"
 #include "transport/tcp/tcp_memory.h"
+#include "transport/tcp/tcp_seal.h"
 #include "transport/tcp/tcp_wire.h"
 
 namespace kvl::tcp {
@@ -65,6 +66,7 @@ struct RxBuffers {
   std::array<iovec, 1024> vectors;
   std::array<std::byte, kBytes> bytes;
 };
+static_assert(kHeadBytesMax + kRecordBytesMax <= RxBuffers::kBytes);
 struct TxBuffers {
   static constexpr std::size_t kHeadBytes = 72 << 10;
   static constexpr std::size_t kVectors = 1024;  // UIO_MAXIOV
@@ -100,7 +102,7 @@ class Pool {
 struct Counters {
   Counter bytes_sent, bytes_received, send_calls, receive_calls, frames_sent, frames_received;
   Counter batches_ok, batches_failed, runs_refused, frames_malformed, greetings_refused, lanes_lost,
-      lanes_opened, copies, zerocopy_notices;
+      lanes_opened, copies, zerocopy_notices, records_refused;
 };
 
 // A frame's worth of runs cut from a batch.
@@ -146,6 +148,7 @@ struct LinkCore {
   Pool<RxBuffers> rx_pool;
   Pool<TxBuffers> tx_pool;
   Pool<Bounce> bounce_pool;
+  Pool<SealBuffer> seal_pool;
   std::unique_ptr<std::byte[]> drain;  // bytes without a place end here …
   std::unique_ptr<std::byte[]> zeros;  // … and come from here; never written
   Counters counters;

@@ -9,6 +9,7 @@ Lane::Lane(LinkCore& core, UniqueFd fd, std::uint64_t id)
     : core_(core), fd_(std::move(fd)), id_(id) {}
 
 Lane::~Lane() {
+  drop_seal();
   drop_stages();
   if (rx_ != nullptr) core_.rx_pool.give(rx_);
   if (tx_ != nullptr) core_.tx_pool.give(tx_);
@@ -24,7 +25,7 @@ Status Lane::service(std::uint64_t bytes_max) {
 
 bool Lane::wants_service() const {
   if (phase != Phase::open) return false;
-  return rx_ready_ || rx_held_ || (!tx_blocked_ && tx_has_work());
+  return rx_ready_ || rx_held_ || rx_sealed() || (!tx_blocked_ && tx_has_work());
 }
 
 void Lane::assign(OutBatch& b) {
@@ -53,6 +54,7 @@ void Lane::close() {
   tx_next_ = tx_count_ = 0;
   tx_data_ = Data::none;
   rx_ready_ = rx_held_ = rx_in_data_ = false;
+  drop_seal();
 }
 
 bool Lane::settle() {

@@ -57,6 +57,8 @@ class Lane {
     rx_hung_up_ |= hung_up;
   }
 
+  // From here on everything travels in records. `out` and `in`: 16 bytes, of this lane alone.
+  void encrypt(crypto::Bytes out, crypto::Bytes in);
   // Pages of large writes of ours are sent from where they lie. After tune_lane().
   void enable_zerocopy(std::uint64_t bytes_min);
   // EPOLLERR: takes zero-copy notices. False: it is an error of the socket.
@@ -88,11 +90,19 @@ class Lane {
   std::uint32_t index = 0, incarnation = 0;
   std::uint32_t peer_inflight_max = kBatchesInflightMax;
   std::int64_t deadline_ns = INT64_MAX;
+  Nonce nonce{};  // of our greeting
   std::array<std::byte, sizeof(Greeting)> greeting{};
   std::size_t greeting_bytes = 0;
 
  private:
   struct Serve;  // a read request of the peer
+  struct Seal {  // of an encrypted lane
+    Seal(crypto::Bytes out, crypto::Bytes in) : sealer(out), opener(in) {}
+    Sealer sealer;
+    Opener opener;
+    SealBuffer* tx = nullptr;
+    SealBuffer* rx = nullptr;
+  };
   struct Asked {
     std::uint64_t batch = 0;
     std::uint64_t bytes = 0;
@@ -131,6 +141,14 @@ class Lane {
   // tcp_lane_zerocopy.cc
   ssize_t transmit();
   bool zerocopy_pays(const iovec& vector) const;
+
+  // tcp_lane_seal.cc
+  bool tx_sealed() const;  // records wait for the socket
+  bool rx_sealed() const;  // a record waits to be opened
+  ssize_t transmit_sealed();
+  Status flush_sealed();
+  Status read_sealed(std::uint64_t& received);
+  void drop_seal();
 
   // tcp_lane_stage.cc
   bool append_stage();
@@ -173,6 +191,7 @@ class Lane {
   const std::uint64_t id_;
   std::uint64_t load_ = 0;
   BatchList writes_, reads_, waiting_;
+  std::unique_ptr<Seal> seal_;
 
   // Sending: a chunk is what the next sendmsg() takes.
   TxBuffers* tx_ = nullptr;

@@ -49,8 +49,8 @@ Status Lane::begin_write(const FrameHeader& header, const std::byte* body) {
       sum += std::uint64_t{run.bytes} * run.count;
       if (sum > header.data_bytes) return kMalformed;
       Code code = Code::ok;
-      std::byte* const at = core_.memory.target(run, Access::remote_write, seen, code);
-      rx_->runs[i] = RunView{at, run.stride, run.bytes, run.count, run.memory};
+      std::byte* const at = core_.memory.target(run, peer, Access::remote_write, seen, code);
+      rx_->runs[i] = RunView{at, run.stride, run.bytes, run.count, seen.id};
       if (at == nullptr) {
         core_.counters.runs_refused.add();
         if (in_code_ == Code::ok) in_code_ = code;
@@ -118,9 +118,9 @@ Status Lane::on_read_request(const FrameHeader& header, const std::byte* body) {
     sum += std::uint64_t{run.bytes} * run.count;
     if (sum > header.data_bytes) return kMalformed;
     Code code = Code::ok;
-    std::byte* const at = core_.memory.target(run, Access::remote_read, seen, code);
+    std::byte* const at = core_.memory.target(run, peer, Access::remote_read, seen, code);
     serve_views_[(serve.first + i) & (kReadRunsMax - 1)] =
-        RunView{at, run.stride, run.bytes, run.count, run.memory};
+        RunView{at, run.stride, run.bytes, run.count, seen.id};
     if (at == nullptr) {
       core_.counters.runs_refused.add();
       if (serve.code == Code::ok) serve.code = code;

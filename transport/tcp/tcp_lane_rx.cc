@@ -15,7 +15,8 @@ Status Lane::receive(std::uint64_t bytes_max) {
   rx_held_ = false;
   for (int calls = 0;; ++calls) {
     KVL_TRY(consume());
-    if (rx_held_ || !rx_ready_ || received >= bytes_max || calls == kCallsMax) break;
+    if (rx_held_ || !(rx_ready_ || rx_sealed()) || received >= bytes_max || calls == kCallsMax)
+      break;
     if (core_.backlog()) break;
     KVL_TRY(read_more(received));
   }
@@ -95,6 +96,7 @@ void Lane::revalidate_rx() {
 Status Lane::read_more(std::uint64_t& received) {
   if (rx_ == nullptr) rx_ = core_.rx_pool.take();
   if (rx_begin_ == rx_end_) rx_begin_ = rx_end_ = 0;
+  if (seal_ != nullptr) return read_sealed(received);
   std::size_t wanted = 0;
   const ssize_t n = !rx_in_data_ ? read_head(wanted)
                     : rx_staged_ ? read_stage(wanted)

@@ -19,23 +19,27 @@ constexpr std::uint64_t kChunkBytes = 2 << 20;
 }  // namespace
 
 bool Lane::tx_has_work() const {
-  return tx_left_ > 0 || tx_data_ != Data::none || !acks_.empty() || !serves_.empty() ||
-         !writes_.empty() || (!reads_.empty() && may_ask());
+  return tx_left_ > 0 || tx_sealed() || tx_data_ != Data::none || !acks_.empty() ||
+         !serves_.empty() || !writes_.empty() || (!reads_.empty() && may_ask());
 }
 
 Status Lane::send(std::uint64_t bytes_max) {
   std::uint64_t sent = 0;
   for (int calls = 0; !tx_blocked_ && sent < bytes_max && calls < kCallsMax; ++calls) {
+    if (tx_sealed()) {
+      KVL_TRY(flush_sealed());
+      continue;
+    }
     if (tx_left_ == 0 && (!tx_has_work() || !build())) break;
     const bool guarded = tx_ref_ != SIZE_MAX;
     if (guarded && !core_.memory.enter(serves_.front().epoch)) {
       revalidate_tx();
       continue;
     }
-    const ssize_t n = transmit();
+    const ssize_t n = seal_ != nullptr ? transmit_sealed() : transmit();
     const int error = errno;
     if (guarded) core_.memory.leave();
-    core_.counters.send_calls.add();
+    if (seal_ == nullptr) core_.counters.send_calls.add();
     if (n < 0) {
       if (error == EINTR) continue;
       tx_blocked_ = error == EAGAIN;
@@ -48,7 +52,7 @@ Status Lane::send(std::uint64_t bytes_max) {
     sent += left;
     tx_sent_ += left;
     tx_left_ -= left;
-    core_.counters.bytes_sent.add(left);
+    if (seal_ == nullptr) core_.counters.bytes_sent.add(left);
     while (left > 0) {
       iovec& v = tx_->vectors[tx_next_];
       if (left < v.iov_len) {

@@ -32,7 +32,7 @@ Result<std::unique_ptr<Link>> TcpLink::open(const Device& device, const TcpConfi
   std::unique_ptr<TcpLink> link(new TcpLink(device, config, context));
   link->epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
   if (!link->epoll_) return Status{Code::exhausted, "epoll_create", errno};
-  auto listener = listen_data(config, link->port_);
+  auto listener = listen_data(config, context.same_host, link->bound_);
   if (!listener) return listener.status();
   link->listener_ = std::move(*listener);
   link->host_ = host_identity();
@@ -47,10 +47,12 @@ Result<std::unique_ptr<Link>> TcpLink::open(const Device& device, const TcpConfi
 
 Result<Blob> TcpLink::export_memory(MemoryId id, PeerId peer) {
   if (peers_.find(peer.value) == nullptr) return Status{Code::invalid_argument, "unknown peer"};
+  const auto grant = core_.memory.grant(id, peer.value);
+  if (!grant) return grant.status();
   const auto lock = core_.memory.lock();
   const Memory* const memory = core_.memory.find(id.value);
   if (memory == nullptr) return Status{Code::invalid_argument, "export unknown memory"};
-  return encode(MemoryName{id.value, memory->bytes, memory->access});
+  return encode(MemoryName{*grant, memory->bytes, memory->access});
 }
 
 Result<RemoteId> TcpLink::import_memory(PeerId peer, std::span<const std::byte> blob) {
@@ -329,8 +331,12 @@ void TcpLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) 
           c.runs_refused);
   counter("kvlane_tcp_malformed_frames_total", "Lanes closed because of what arrived on them",
           c.frames_malformed);
-  counter("kvlane_tcp_refused_greetings_total", "Connections that did not present our token",
+  counter("kvlane_tcp_refused_greetings_total",
+          "Connections that did not present our token, or no proof of the session's key",
           c.greetings_refused);
+  counter("kvlane_tcp_refused_records_total",
+          "Encrypted lanes closed because a record was changed, repeated or lost",
+          c.records_refused);
   counter("kvlane_tcp_opened_lanes_total", "Lanes that came up", c.lanes_opened);
   counter("kvlane_tcp_lost_lanes_total", "Lanes that died", c.lanes_lost);
   counter("kvlane_tcp_staging_copies_total", "Copies through bounce buffers", c.copies);

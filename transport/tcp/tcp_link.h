@@ -6,6 +6,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -32,10 +33,11 @@ struct Peer {
   PeerRole role = PeerRole::active;
   bool offered = false, accepted = false, up = false, same_host = false;
   bool closing = false;
-  Code closing_code = Code::ok;  // of peer_down
-  Code batches_code = Code::ok;  // of its batches
-  Token token{};                 // lanes to us present this
-  Token remote_token{};          // and show that they reached us by presenting this
+  Code closing_code = Code::ok;          // of peer_down
+  Code batches_code = Code::ok;          // of its batches
+  Token token{};                         // lanes to us present this
+  Token remote_token{};                  // and show that they reached us by presenting this
+  std::optional<PeerSecurity> security;  // then greetings carry a proof, too
   std::vector<SocketAddress> addresses;
   std::vector<LaneSlot> lanes;
   std::size_t open_lanes = 0;
@@ -54,6 +56,7 @@ class TcpLink final : public Link {
 
   const Device& device() const override { return device_; }
   Result<PeerId> open_peer(PeerRole role) override;
+  Status secure_peer(PeerId id, const PeerSecurity& security) override;
   Result<Blob> offer(PeerId id) override;
   Status accept(PeerId id, std::span<const std::byte> remote_offer) override;
   void close_peer(PeerId id) override;
@@ -97,6 +100,7 @@ class TcpLink final : public Link {
   void on_hello(Lane& lane, const Greeting& hello);
   void on_welcome(Lane& lane, const Greeting& welcome);
   bool send_greeting(Lane& lane, GreetingKind kind, const Token& token);
+  bool proven(const Peer& peer, const Lane& lane, const Greeting& greeting) const;
   void welcome_lane(Peer& peer, Lane& lane);
   void open_lane(Peer& peer, Lane& lane);
 
@@ -120,7 +124,7 @@ class TcpLink final : public Link {
   const LinkContext context_;
   LinkCore core_;
   UniqueFd epoll_, listener_;
-  std::uint16_t port_ = 0;
+  SocketAddress bound_;  // where listener_ is
   Token host_{};
   SlotMap<Peer> peers_;
   SlotMap<std::unique_ptr<Lane>> lanes_;

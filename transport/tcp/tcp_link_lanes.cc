@@ -6,6 +6,7 @@
 #include <cerrno>
 
 #include "kvl/log.h"
+#include "transport/tcp/tcp_greeting.h"
 #include "transport/tcp/tcp_link.h"
 #include "transport/tcp/tcp_socket.h"
 
@@ -35,6 +36,15 @@ Result<PeerId> TcpLink::open_peer(PeerRole role) {
   return PeerId{id};
 }
 
+Status TcpLink::secure_peer(PeerId id, const PeerSecurity& security) {
+  Peer* const peer = peers_.find(id.value);
+  if (peer == nullptr || peer->offered) {
+    return {Code::invalid_argument, "secure an unknown peer, or after its offer"};
+  }
+  peer->security = security;
+  return {};
+}
+
 Result<Blob> TcpLink::offer(PeerId id) {
   Peer* const peer = peers_.find(id.value);
   if (peer == nullptr) return Status{Code::invalid_argument, "offer for an unknown peer"};
@@ -43,7 +53,7 @@ Result<Blob> TcpLink::offer(PeerId id) {
   offer.token = peer->token;
   offer.host = host_;
   offer.lanes = static_cast<std::uint16_t>(config_.lanes);
-  offer.addresses = offered_addresses(config_, port_);
+  offer.addresses = bound_.any() ? offered_addresses(config_, bound_.port()) : std::vector{bound_};
   return encode(offer);
 }
 
@@ -217,14 +227,27 @@ void TcpLink::on_greeting_ready(Lane& lane) {
   }
 }
 
+bool TcpLink::proven(const Peer& peer, const Lane& lane, const Greeting& greeting) const {
+  if (!peer.security) return true;
+  return crypto::equal(greeting.proof, prove_greeting(peer.security->key, greeting, lane.nonce));
+}
+
 bool TcpLink::send_greeting(Lane& lane, GreetingKind kind, const Token& token) {
+  const Peer& peer = *peers_.find(lane.peer);
   Greeting greeting;
   greeting.kind = kind;
   greeting.token = token;
   greeting.lane = lane.index;
-  greeting.lanes = static_cast<std::uint32_t>(peers_.find(lane.peer)->lanes.size());
+  greeting.lanes = static_cast<std::uint32_t>(peer.lanes.size());
   greeting.incarnation = lane.incarnation;
   greeting.batches_inflight_max = device_.limits.batches_inflight_max;
+  if (peer.security) {
+    crypto::random(lane.nonce);
+    greeting.nonce = lane.nonce;
+    // A welcome answers one hello: its proof is about both.
+    const Nonce heard = lane.dialed ? Nonce{} : read_wire<Greeting>(lane.greeting.data()).nonce;
+    greeting.proof = prove_greeting(peer.security->key, greeting, heard);
+  }
   // The first bytes of a connection always fit its buffer.
   return ::send(lane.fd(), &greeting, sizeof(greeting), MSG_NOSIGNAL | MSG_DONTWAIT) ==
          static_cast<ssize_t>(sizeof(greeting));
@@ -238,7 +261,7 @@ void TcpLink::on_hello(Lane& lane, const Greeting& hello) {
       found = &peer;
     }
   });
-  if (found == nullptr || hello.lane >= kLanesMax) {
+  if (found == nullptr || hello.lane >= kLanesMax || !proven(*found, lane, hello)) {
     fail_greeting(lane, false);
     return;
   }
@@ -274,7 +297,7 @@ void TcpLink::welcome_lane(Peer& peer, Lane& lane) {
 void TcpLink::on_welcome(Lane& lane, const Greeting& welcome) {
   Peer& peer = *peers_.find(lane.peer);
   if (!same_token(welcome.token, peer.token) || welcome.lane != lane.index ||
-      welcome.incarnation != lane.incarnation) {
+      welcome.incarnation != lane.incarnation || !proven(peer, lane, welcome)) {
     fail_greeting(lane, false);
     return;
   }
@@ -285,7 +308,14 @@ void TcpLink::open_lane(Peer& peer, Lane& lane) {
   if (const Status status = tune_lane(lane.fd(), config_, peer.same_host); !status.ok()) {
     log(LogLevel::warning, "tcp.lane_options", {{"why", status.to_string()}});
   }
-  if (config_.zerocopy_min_bytes > 0 && !peer.same_host) {
+  if (peer.security && peer.security->encrypt) {
+    const Nonce theirs = read_wire<Greeting>(lane.greeting.data()).nonce;
+    const LaneKeys keys = lane_keys(peer.security->key, lane.dialed ? lane.nonce : theirs,
+                                    lane.dialed ? theirs : lane.nonce);
+    const auto out = crypto::Bytes(lane.dialed ? keys.from_dialer : keys.from_listener);
+    const auto in = crypto::Bytes(lane.dialed ? keys.from_listener : keys.from_dialer);
+    lane.encrypt(out.first(kLaneKeyBytes), in.first(kLaneKeyBytes));
+  } else if (config_.zerocopy_min_bytes > 0 && !peer.same_host) {
     lane.enable_zerocopy(static_cast<std::uint64_t>(config_.zerocopy_min_bytes));
   }
   LaneSlot& slot = peer.lanes[lane.index];

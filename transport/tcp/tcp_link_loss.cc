@@ -214,6 +214,7 @@ void TcpLink::finish_peer(Peer& peer) {
   core_.remotes.for_each([&](std::uint64_t id, const LinkCore::Remote& remote) {
     if (remote.peer == peer.id) core_.remotes.erase(id);
   });
+  core_.memory.revoke(peer.id);
   Event event;
   event.kind = Event::Kind::peer_down;
   event.code = peer.closing_code;

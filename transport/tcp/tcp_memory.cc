@@ -24,6 +24,11 @@ Status MemoryTable::remove(MemoryId id) {
     if (entry == nullptr) return {Code::invalid_argument, "remove unknown memory"};
     if (entry->used > 0) return {Code::exhausted, "memory is in use by a batch"};
     entries_.erase(id.value);
+    std::erase_if(granted_, [&](const auto& granted) {
+      if (granted.first.second != id.value) return false;
+      grants_.erase(granted.second);
+      return true;
+    });
     epoch_.fetch_add(1, std::memory_order_seq_cst);
   }
   // A call that entered before the epoch moved may still touch the memory: wait for its end. One
@@ -33,6 +38,29 @@ Status MemoryTable::remove(MemoryId id) {
     while (io_.load(std::memory_order_acquire) == io) ::sched_yield();
   }
   return {};
+}
+
+Result<std::uint64_t> MemoryTable::grant(MemoryId id, std::uint64_t peer) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (entries_.find(id.value) == nullptr) {
+    return Status{Code::invalid_argument, "export unknown memory"};
+  }
+  const auto [known, fresh] = granted_.try_emplace({peer, id.value}, 0);
+  if (fresh) {
+    const auto [name, grant] = grants_.insert();
+    *grant = {id.value, peer};
+    known->second = name;
+  }
+  return known->second;
+}
+
+void MemoryTable::revoke(std::uint64_t peer) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  auto granted = granted_.lower_bound({peer, 0});
+  while (granted != granted_.end() && granted->first.first == peer) {
+    grants_.erase(granted->second);
+    granted = granted_.erase(granted);
+  }
 }
 
 Status MemoryTable::hold(std::span<const MemoryId> ids) {
@@ -64,8 +92,13 @@ const Memory* MemoryTable::find(std::uint64_t id) const {
   return entry == nullptr ? nullptr : &entry->memory;
 }
 
-std::byte* MemoryTable::target(const WireRun& run, Access wanted, Seen& seen, Code& code) const {
-  if (seen.id != run.memory) seen = {run.memory, find(run.memory)};
+std::byte* MemoryTable::target(const WireRun& run, std::uint64_t peer, Access wanted, Seen& seen,
+                               Code& code) const {
+  if (seen.grant != run.memory) {
+    const Grant* const grant = grants_.find(run.memory);
+    const std::uint64_t id = grant != nullptr && grant->peer == peer ? grant->memory : 0;
+    seen = {run.memory, id, find(id)};
+  }
   const Memory* const memory = seen.memory;
   if (memory == nullptr || !allows(memory->access, wanted)) {
     code = Code::permission;

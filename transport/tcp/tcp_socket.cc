@@ -43,6 +43,15 @@ Result<SocketAddress> bind_address(const std::string& text) {
   return parse_address(text.find(':') == std::string::npos ? text + ":0" : "[" + text + "]:0");
 }
 
+// Of this host: 127.0.0.1, or ::1 where there is no IPv4.
+std::string loopback_text() {
+  const std::vector<SocketAddress> all = local_addresses();
+  const bool v4 = std::any_of(all.begin(), all.end(), [](const SocketAddress& address) {
+    return address.family() == AF_INET && address.loopback();
+  });
+  return v4 || all.empty() ? "127.0.0.1" : "::1";
+}
+
 Status bind_and_listen(int fd, const SocketAddress& address) {
   if (::bind(fd, address.raw(), address.bytes) != 0 || ::listen(fd, SOMAXCONN) != 0) {
     return {Code::unavailable, "listen on tcp.bind; is it an address of this host?", errno};
@@ -57,12 +66,6 @@ std::span<const std::byte> host_bytes(const SocketAddress& address) {
   }
   return std::as_bytes(
       std::span(&reinterpret_cast<const sockaddr_in*>(&address.storage)->sin_addr, 1));
-}
-
-bool is_loopback(const SocketAddress& address) {
-  const auto host = host_bytes(address);
-  if (address.family() == AF_INET) return host[0] == std::byte{127};
-  return IN6_IS_ADDR_LOOPBACK(reinterpret_cast<const in6_addr*>(host.data()));
 }
 
 int shared_prefix_bits(const SocketAddress& a, const SocketAddress& b) {
@@ -85,12 +88,12 @@ std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
 
 }  // namespace
 
-Result<UniqueFd> listen_data(const TcpConfig& config, std::uint16_t& port) {
+Result<UniqueFd> listen_data(const TcpConfig& config, bool same_host, SocketAddress& bound) {
   constexpr int kType = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
   SocketAddress address;
   UniqueFd fd;
-  if (!config.bind.empty()) {
-    auto wanted = bind_address(config.bind);
+  if (!config.bind.empty() || same_host) {
+    auto wanted = bind_address(config.bind.empty() ? loopback_text() : config.bind);
     if (!wanted) return wanted.status();
     address = *wanted;
     fd.reset(::socket(address.family(), kType, 0));
@@ -116,12 +119,10 @@ Result<UniqueFd> listen_data(const TcpConfig& config, std::uint16_t& port) {
   } else if (::listen(fd.get(), SOMAXCONN) != 0) {
     return Status{Code::unavailable, "listen", errno};
   }
-  SocketAddress bound;
   bound.bytes = sizeof(bound.storage);
   if (::getsockname(fd.get(), bound.raw(), &bound.bytes) != 0) {
     return Status{Code::internal, "getsockname", errno};
   }
-  port = bound.port();
   return fd;
 }
 
@@ -190,7 +191,7 @@ std::vector<SocketAddress> dial_order(const Offer& offer, const Token& own_host)
   std::vector<std::pair<int, SocketAddress>> ranked;
   for (const SocketAddress& address : offer.addresses) {
     int rank = 0;
-    if (is_loopback(address)) {
+    if (address.loopback()) {
       if (!same_host) continue;
       rank = 1000 + (address.family() == AF_INET ? 1 : 0);
     }

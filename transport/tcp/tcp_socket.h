@@ -12,12 +12,13 @@
 
 namespace kvl::tcp {
 
-// A non-blocking listener on tcp.bind or, without it, on every address of both families where the
-// kernel has both. invalid_argument: tcp.bind is not an address; unavailable: it is not ours.
-Result<UniqueFd> listen_data(const TcpConfig& config, std::uint16_t& port);
+// A non-blocking listener on tcp.bind or, without it, on loopback when all peers are on this host,
+// else on every address of both families where the kernel has both. `bound` is where it listens.
+// invalid_argument: tcp.bind is not an address; unavailable: it is not ours.
+Result<UniqueFd> listen_data(const TcpConfig& config, bool same_host, SocketAddress& bound);
 
-// What others may dial: tcp.bind, or the addresses of tcp.interface, or all; loopback last. At most
-// kOfferAddressesMax.
+// What others may dial where we listen on every address: tcp.bind, or the addresses of
+// tcp.interface, or all; loopback last. At most kOfferAddressesMax.
 std::vector<SocketAddress> offered_addresses(const TcpConfig& config, std::uint16_t port);
 
 // Equal in two processes that see the same loopback interface: boot and network namespace.

@@ -17,7 +17,7 @@ namespace kvl::tcp {
 
 static_assert(std::endian::native == std::endian::little, "structs are sent as they lie");
 
-inline constexpr std::uint16_t kWireVersion = 1;
+inline constexpr std::uint16_t kWireVersion = 2;
 inline constexpr std::uint32_t kGreetingMagic = 0x54564b47;  // "GKVT"
 inline constexpr std::uint32_t kFrameMagic = 0x54564b46;     // "FKVT"
 inline constexpr std::uint32_t kOfferMagic = 0x54564b4f;     // "OKVT"
@@ -34,6 +34,8 @@ inline constexpr std::uint32_t kReadRequestsMax = 64;
 inline constexpr std::uint32_t kReadRunsMax = 4096;
 
 using Token = std::array<std::byte, 16>;
+using Nonce = std::array<std::byte, 16>;
+using Proof = std::array<std::byte, 16>;
 
 enum class GreetingKind : std::uint16_t { hello = 1, welcome = 2 };
 
@@ -48,8 +50,11 @@ struct Greeting {
   std::uint32_t incarnation = 0;
   std::uint32_t batches_inflight_max = 0;
   std::uint64_t reserved = 0;
+  // Of an authenticated session; zeros otherwise.
+  Nonce nonce{};
+  Proof proof{};
 };
-static_assert(sizeof(Greeting) == 48);
+static_assert(sizeof(Greeting) == 80);
 
 enum class FrameType : std::uint8_t {
   write = 1,         // runs, note, data

@@ -133,6 +133,41 @@ void memory_in_use_stays(Harness& h) {
                    "memory could not be removed after the event");
 }
 
+// Promise 17: a name that was made for one peer is of no use to another peer of the same Link.
+void names_are_good_for_one_peer(Harness& h) {
+  std::vector<Pipe> owners, thieves;
+  std::vector<std::pair<std::size_t, Ticket>> posted;
+  for (const BufferKind kind : {BufferKind::plain, BufferKind::shared}) {
+    Pipe& owner = owners.emplace_back(h.make_pipe({.bytes = 64 << 10, .kind = kind}));
+    const std::uint64_t link = h.a().open_link();
+    Pipe& thief = thieves.emplace_back(
+        h.make_pipe(h.a(), h.b(), {.bytes = 64 << 10, .kind = kind, .a_link = link, .b_link = 0}));
+    const auto name = h.b().export_memory(0, owner.b.memory, owner.b.peer);
+    Harness::require(name.ok(), "export_memory");
+    for (const Direction direction : {Direction::write, Direction::read}) {
+      const auto stolen = h.a().import_memory(link, thief.a.peer, *name);
+      if (!stolen) {
+        Harness::require(is_refusal(stolen.code()), "import: " + stolen.status().to_string());
+        continue;
+      }
+      BatchSpec spec = h.spec(thief.a, direction, {{0, 0, 0, 0, 4096, 1, 0, 0}});
+      spec.remotes = {*stolen};
+      const Status status = h.a().post(link, spec);
+      Harness::require(status.ok() || is_refusal(status.code()), "post: " + status.to_string());
+      if (status.ok()) posted.emplace_back(thieves.size() - 1, spec.ticket);
+    }
+  }
+  for (const auto& [thief, ticket] : posted) {
+    const Code code = h.wait_batch(thieves[thief].a, ticket).event.code;
+    Harness::require(is_refusal(code), "stolen name: " + std::string(to_string(code)));
+  }
+  for (Pipe& pipe : owners) {
+    h.ping(pipe);
+    h.verify(pipe, "after another peer used its name");
+  }
+  for (Pipe& pipe : thieves) h.verify(pipe, "the thief");
+}
+
 Blob mutate(Harness& h, Blob blob) {
   switch (h.below(5)) {
     case 0:
@@ -334,6 +369,7 @@ std::vector<Check> memory_checks() {
       {"target_checks_every_run", {17, 18}, target_checks_every_run},
       {"a_bad_batch_fails_alone", {18}, a_bad_batch_fails_alone},
       {"memory_in_use_stays", {3}, memory_in_use_stays},
+      {"names_are_good_for_one_peer", {17}, names_are_good_for_one_peer},
       {"hostile_bytes_do_no_harm", {10, 17}, hostile_bytes_do_no_harm},
       {"device_memory", {3, 4, 5}, device_memory},
       {"post_and_poll_do_not_allocate", {14}, post_and_poll_do_not_allocate},

@@ -24,20 +24,32 @@ std::vector<std::string> transports() {
   return names;
 }
 
+// Bytes that never leave the host need no encryption; the simulated network has none.
+bool encrypts(const std::string& name) {
+  for (const auto& transport : make_transports(Settings{})) {
+    if (transport->name() != name || transport->devices().empty()) continue;
+    return (transport->devices().front().caps & static_cast<std::uint32_t>(Cap::inter_node)) != 0;
+  }
+  return false;
+}
+
 std::vector<Variant> variants() {
   std::vector<Variant> all;
   for (const std::string& transport : transports()) {
-    for (const bool wrapped : {false, true}) {
-      for (const Mode mode : {Mode::one_thread, Mode::threads, Mode::processes}) {
+    for (const Mode mode : {Mode::one_thread, Mode::threads, Mode::processes}) {
+      for (const bool wrapped : {false, true}) {
         all.push_back({transport, wrapped, mode, {}, {}});
       }
+      if (encrypts(transport)) all.push_back({transport, false, mode, {}, {}, true});
     }
   }
   return all;
 }
 
-std::string label(const std::string& transport, bool wrapped) {
-  return transport + (wrapped ? ", wrapped" : "");
+std::string label(const Variant& variant) {
+  return variant.transport + (variant.wrapped     ? ", wrapped"
+                              : variant.encrypted ? ", encrypted"
+                                                  : "");
 }
 
 // What became of every promise, for the table.
@@ -45,7 +57,7 @@ class Table : public testing::Environment {
  public:
   enum class Verdict { pass, not_applicable, fail };
   void add(const Variant& variant, const Check& check, Verdict verdict, const std::string& reason) {
-    const std::string row = label(variant.transport, variant.wrapped);
+    const std::string row = label(variant);
     // Where one mode cannot apply another still proves it: n/a stands only if nothing else does.
     for (const int promise : check.promises) {
       auto [cell, first] = cells_[row].try_emplace(promise, verdict);

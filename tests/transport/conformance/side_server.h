@@ -39,6 +39,7 @@ struct Variant {
 
   // What the FaultLinks of both sides do; null: nothing. One thread only.
   std::shared_ptr<fault::FaultState> faults;
+  bool encrypted = false;  // sessions have a key, and bytes are sealed
 
   std::string name() const;
 };

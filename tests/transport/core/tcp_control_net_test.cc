@@ -48,14 +48,17 @@ TEST(TcpControlNet, DeliversMessagesInOrderAlsoLongOnes) {
   for (const char* listen : {"127.0.0.1:0", "[::1]:0"}) {
     auto a = open_net(listen), b = open_net(listen);
     const ConnId conn = a->connect(b->address()).value();
+    std::vector<std::vector<ControlEvent>> events;
+    ASSERT_TRUE(drive({a.get(), b.get()}, events,
+                      [&] { return events.size() == 2 && count(events[1], Kind::accepted) == 1; }));
+    b->limit(events[1][0].conn, ControlNet::kMessageBytesMax);
     std::vector<std::vector<std::byte>> sent;
     for (std::size_t bytes : {0UL, 1UL, 100UL, 3'000'000UL, 5UL}) {
       sent.emplace_back(bytes, static_cast<std::byte>(bytes));
       ASSERT_TRUE(a->send(conn, sent.back()).ok());
     }
-    std::vector<std::vector<ControlEvent>> events;
-    ASSERT_TRUE(drive({a.get(), b.get()}, events,
-                      [&] { return events.size() == 2 && count(events[1], Kind::message) == 5; }));
+    ASSERT_TRUE(
+        drive({a.get(), b.get()}, events, [&] { return count(events[1], Kind::message) == 5; }));
     std::size_t next = 0;
     for (const ControlEvent& event : events[1]) {
       if (event.kind != Kind::message) continue;
@@ -81,6 +84,20 @@ TEST(TcpControlNet, OversizedFrameClosesThatConnectionOnly) {
   EXPECT_TRUE(other->connect(net->address()).ok());
   ASSERT_TRUE(drive({net.get(), other.get()}, events,
                     [&] { return count(events[1], Kind::connected) == 1; }));
+}
+
+TEST(TcpControlNet, StrangersSendShortMessagesOnly) {
+  auto a = open_net(), b = open_net();
+  const ConnId conn = a->connect(b->address()).value();
+  std::vector<std::vector<ControlEvent>> events;
+  const std::vector<std::byte> longest(ControlNet::kStrangerBytesMax);
+  ASSERT_TRUE(a->send(conn, longest).ok());
+  ASSERT_TRUE(drive({a.get(), b.get()}, events,
+                    [&] { return events.size() == 2 && count(events[1], Kind::message) == 1; }));
+  ASSERT_TRUE(a->send(conn, std::vector<std::byte>(longest.size() + 1)).ok());
+  ASSERT_TRUE(
+      drive({a.get(), b.get()}, events, [&] { return count(events[1], Kind::closed) == 1; }));
+  EXPECT_EQ(count(events[1], Kind::message), 1U);
 }
 
 TEST(TcpControlNet, RefusedConnectionAndBadAddressesAreTyped) {

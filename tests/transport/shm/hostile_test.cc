@@ -2,7 +2,10 @@
 // is about, and nothing else.
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <random>
 #include <string>
 
@@ -16,9 +19,7 @@ using shm::MemoryCard;
 using shm::Message;
 using shm::MessageType;
 
-TEST(ShmHostile, StrangersAreRefusedAndCounted) {
-  Host victim(Flags{{"shm.connect_timeout_ms", "300"}});
-  Rogue rogue(victim);
+double refused_connections(Host& host) {
   struct Count final : MetricVisitor {
     void counter(std::string_view name, std::string_view, const MetricLabels&,
                  double value) override {
@@ -26,12 +27,15 @@ TEST(ShmHostile, StrangersAreRefusedAndCounted) {
     }
     void gauge(std::string_view, std::string_view, const MetricLabels&, double) override {}
     double refused = 0;
-  };
-  const auto refused = [&] {
-    Count count;
-    victim.link->visit_metrics(count, {});
-    return count.refused;
-  };
+  } count;
+  host.link->visit_metrics(count, {});
+  return count.refused;
+}
+
+TEST(ShmHostile, StrangersAreRefusedAndCounted) {
+  Host victim(Flags{{"shm.connect_timeout_ms", "300"}});
+  Rogue rogue(victim);
+  const auto refused = [&] { return refused_connections(victim); };
   const auto until_refused = [&](double n) {
     for (int i = 0; i < 100'000 && refused() < n; ++i) victim.poll();
     EXPECT_EQ(refused(), n);
@@ -55,6 +59,46 @@ TEST(ShmHostile, StrangersAreRefusedAndCounted) {
   rogue.dial();  // silence, until the deadline
   rogue.down();
   until_refused(5);
+}
+
+TEST(ShmHostile, AnotherUserIsRefusedWhateverItKnows) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root can become another user";
+  Host victim;
+  Rogue rogue(victim);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    constexpr uid_t kNobody = 65534;
+    if (::setresuid(kNobody, kNobody, kNobody) != 0) ::_exit(2);
+    const auto socket = shm::connect_to(rogue.theirs.name);
+    const bool said =
+        socket.ok() && send_message(socket->get(), rogue.hello(), rogue.outbox->fd()).ok();
+    ::_exit(said ? 0 : 1);
+  }
+  const SteadyClock clock;
+  const std::int64_t deadline = clock.now_ns() + 20'000'000'000;
+  while (refused_connections(victim) < 1 && clock.now_ns() < deadline) victim.poll();
+  EXPECT_EQ(refused_connections(victim), 1);
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) != 2);
+  rogue.connect();  // the same words, from us
+}
+
+// Nothing of shm has a name in a file system that another user could open.
+TEST(ShmHostile, MemoryHasNoName) {
+  Host victim;
+  Rogue rogue(victim);
+  rogue.connect();
+  const auto buffer = SharedBuffer::open(kSize).value();
+  ASSERT_TRUE(victim.link->add_memory(buffer->memory(Access::remote_all)).ok());
+  std::size_t memfds = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    const std::string target = std::filesystem::read_symlink(entry.path(), gone).string();
+    EXPECT_FALSE(target.starts_with("/dev/shm") || target.starts_with("/tmp")) << target;
+    memfds += target.starts_with("/memfd:") ? 1U : 0U;
+  }
+  EXPECT_GE(memfds, 2U);
 }
 
 TEST(ShmHostile, BadOutboxes) {

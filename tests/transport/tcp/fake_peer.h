@@ -57,6 +57,10 @@ struct FakePeer {
     EXPECT_EQ(welcome.token, own.token);
     EXPECT_TRUE(host.take(Event::Kind::peer_up).has_value());
   }
+  // As this peer may name memory of the host.
+  std::uint64_t name(MemoryId memory) {
+    return tcp::decode_memory(*host.link->export_memory(memory, peer))->memory;
+  }
   // Polls the host until `bytes` bytes have come, or the host has closed the lane.
   std::vector<std::byte> hear_bytes(std::size_t bytes) {
     std::vector<std::byte> in(bytes);

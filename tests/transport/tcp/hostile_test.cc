@@ -62,7 +62,7 @@ TEST(TcpHostile, WrongTokenVersionOrKindIsRefused) {
     EXPECT_TRUE(refused(host, fd));
   };
   with([](Greeting& g) { g.token[7] ^= std::byte{1}; });
-  with([](Greeting& g) { g.version = 2; });
+  with([](Greeting& g) { ++g.version; });
   with([](Greeting& g) { g.kind = tcp::GreetingKind::welcome; });
   with([](Greeting& g) { g.lane = 1000; });
   with([](Greeting& g) { g.batches_inflight_max = 0; });
@@ -96,20 +96,20 @@ TEST(TcpHostile, OffersAndNamesAreChecked) {
 struct Target {
   Target() : bytes(random_bytes(1 << 20, 1)), secret(random_bytes(4096, 2)), peer(host) {
     before = bytes;
-    memory = host.add(memory_of(bytes, Access::remote_all));
-    read_only = host.add(memory_of(secret, Access::remote_read));
+    memory = peer.name(host.add(memory_of(bytes, Access::remote_all)));
+    read_only = peer.name(host.add(memory_of(secret, Access::remote_read)));
   }
   Host host;
   std::vector<std::byte> bytes, secret, before;
   FakePeer peer;
-  MemoryId memory, read_only;
+  std::uint64_t memory = 0, read_only = 0;  // as the peer names them
 };
 
 TEST(TcpHostile, BadRunsAreRefusedAndTheRestLands) {
   Target target;
   const std::vector<std::byte> data = random_bytes(300, 3);
   const std::vector<std::byte> secret_before = target.secret;
-  const std::uint64_t good = target.memory.value;
+  const std::uint64_t good = target.memory;
   const auto code_of = [&](const WireRun& bad) {
     const WireRun runs[] = {{good, 0, 0, 100, 1}, bad, {good, 200, 0, 100, 1}};
     say(target.peer.lane, FakePeer::write_frame(9, runs, data));
@@ -126,7 +126,7 @@ TEST(TcpHostile, BadRunsAreRefusedAndTheRestLands) {
   EXPECT_EQ(code_of({good, 0, 1 << 20, 50, 2}), Code::invalid_argument);
   EXPECT_EQ(code_of({good + 1, 0, 0, 100, 1}), Code::permission);
   EXPECT_EQ(code_of({good + (1ULL << 32), 0, 0, 100, 1}), Code::permission);
-  EXPECT_EQ(code_of({target.read_only.value, 0, 0, 100, 1}), Code::permission);
+  EXPECT_EQ(code_of({target.read_only, 0, 0, 100, 1}), Code::permission);
   std::memcpy(target.before.data(), data.data(), 100);
   std::memcpy(target.before.data() + 200, data.data() + 200, 100);
   EXPECT_TRUE(target.bytes == target.before);
@@ -144,7 +144,7 @@ TEST(TcpHostile, LyingFramesCloseTheLane) {
   };
   const auto frame = [](auto change) {
     return [change](Target& target) {
-      const WireRun run{target.memory.value, 0, 0, 8, 1};
+      const WireRun run{target.memory, 0, 0, 8, 1};
       std::vector<std::byte> bytes = FakePeer::write_frame(1, std::span(&run, 1), {});
       auto header = tcp::read_wire<FrameHeader>(bytes.data());
       header.data_bytes = 8;
@@ -173,7 +173,7 @@ TEST(TcpHostile, MoreReadsThanAllowedCloseTheLane) {
   header.type = FrameType::read_request;
   header.count = 1024;
   header.data_bytes = 1024 * 512;
-  const std::vector<WireRun> runs(1024, WireRun{target.memory.value, 0, 0, 512, 1});
+  const std::vector<WireRun> runs(1024, WireRun{target.memory, 0, 0, 512, 1});
   for (int i = 0; i < 64; ++i) {
     say(target.peer.lane, raw_bytes(header));
     say(target.peer.lane, std::as_bytes(std::span(runs)));
@@ -201,11 +201,12 @@ TEST(TcpHostile, FuzzedFramesHarmNobody) {
   host.add(memory_of(fence, Access::remote_read));
   for (int round = 0; round < 60; ++round) {
     FakePeer peer(host);
+    const std::uint64_t name = peer.name(memory);
     for (std::uint64_t i = 0; i < 40; ++i) {
       std::vector<WireRun> runs(random() % 5);
       std::uint64_t total = 0;
       for (WireRun& run : runs) {
-        run = {memory.value, random() % (1 << 16), random() % 256,
+        run = {name, random() % (1 << 16), random() % 256,
                static_cast<std::uint32_t>(random() % 512 + 1),
                static_cast<std::uint32_t>(random() % 4 + 1)};
         total += std::uint64_t{run.bytes} * run.count;

@@ -176,7 +176,7 @@ TEST(TcpLoss, MemoryRemovedUnderAnIncomingFrame) {
   const Pages pages(1 << 20);
   const MemoryId memory = host.add(pages.memory(Access::remote_all));
   FakePeer peer(host);
-  const tcp::WireRun run{memory.value, 0, 0, 1 << 20, 1};
+  const tcp::WireRun run{peer.name(memory), 0, 0, 1 << 20, 1};
   const auto frame = FakePeer::write_frame(3, std::span(&run, 1), random_bytes(1 << 20, 1));
   const auto all = std::span(frame);
   say(peer.lane, all.first(200'000));
@@ -205,7 +205,7 @@ TEST(TcpLoss, MemoryRemovedUnderAnAnswer) {
   request.count = 1;
   request.batch = 5;
   request.data_bytes = pages.bytes;
-  const tcp::WireRun run{memory.value, 0, 0, 64 << 20, 1};
+  const tcp::WireRun run{peer.name(memory), 0, 0, 64 << 20, 1};
   say(peer.lane, raw_bytes(request));
   say(peer.lane, raw_bytes(run));
   while (metric(host, "kvlane_tcp_sent_bytes_total") < 100'000) host.poll();

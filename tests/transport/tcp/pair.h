@@ -117,9 +117,18 @@ struct Pair {
       : a(flags, std::move(ops_a)), b(flags, std::move(ops_b)) {
     connect();
   }
+  Pair(const Flags& flags, std::unique_ptr<MemoryOps> ops_a, std::unique_ptr<MemoryOps> ops_b,
+       const PeerSecurity& with)
+      : a(flags, std::move(ops_a)), b(flags, std::move(ops_b)), security(with) {
+    connect();
+  }
   void connect() {
     to_b = *a.link->open_peer(PeerRole::active);
     to_a = *b.link->open_peer(PeerRole::passive);
+    if (security) {
+      EXPECT_TRUE(a.link->secure_peer(to_b, *security).ok());
+      EXPECT_TRUE(b.link->secure_peer(to_a, *security).ok());
+    }
     EXPECT_TRUE(b.link->accept(to_a, offer_of(a, to_b)).ok());
     EXPECT_TRUE(a.link->accept(to_b, offer_of(b, to_a)).ok());
     EXPECT_EQ(await(a, Event::Kind::peer_up).peer, to_b);
@@ -188,6 +197,7 @@ struct Pair {
   }
   Host a, b;
   bool apart = false;
+  std::optional<PeerSecurity> security;
   PeerId to_b, to_a;  // as a and b name each other
   MemoryId local, memory_b;
   RemoteId remote;

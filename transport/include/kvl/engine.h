@@ -49,8 +49,8 @@ inline constexpr std::size_t kTransferNoteBytesMax = 24;
 inline constexpr std::size_t kMessageBytesMax = 4u << 20;
 
 struct EngineConfig {
-  std::string listen = "0.0.0.0:0";  // control listener
-  std::string advertise;             // address told to others; "" = from listen
+  std::string listen = "127.0.0.1:0";  // control listener; beyond loopback it needs a secret
+  std::string advertise;               // address told to others; "" = from listen
   bool force_tcp = false;
   std::string require;              // "" or a transport name: fail rather than use another
   std::string transports = "all";   // comma list of names that may be used
@@ -70,6 +70,7 @@ struct EngineConfig {
   std::int64_t peer_timeout_ms = 1500;  // silence after which a peer is lost
   std::int64_t reconnect_ms = 200;      // first pause between attempts; doubles up to 5 s
 };
+// With the rows of kvl/security.h.
 std::vector<Setting> engine_settings();
 
 // A set of this engine's rails: bit i is rail i of Engine::rails(). Rails beyond 63 are in no set.
@@ -133,6 +134,8 @@ struct PeerInfo {
   EngineId id{};
   std::uint64_t epoch = 0;
   bool up = false;
+  bool authenticated = false;  // it has proven that it knows our secret
+  bool encrypted = false;      // data that leaves this host is sealed, too
   std::vector<PathInfo> paths;
 };
 
@@ -148,7 +151,8 @@ struct EngineWorld {
 class Engine {
  public:
   // Fails with the reason: unavailable (require= cannot be met, port in use), invalid_argument
-  // (settings that contradict each other). `error` (optional) receives a sentence.
+  // (settings that contradict each other), permission (a listener beyond loopback without a secret,
+  // or a secret_file that others can read). `error` (optional) receives a sentence.
   static Result<std::unique_ptr<Engine>> open(const Settings&, std::string* error = nullptr);
   static Result<std::unique_ptr<Engine>> open(const Settings&, EngineWorld,
                                               std::string* error = nullptr);
@@ -165,8 +169,9 @@ class Engine {
   // exhausted while a transfer of ours uses it. After return no peer can reach it.
   virtual Status deregister_memory(MemoryHandle) = 0;
 
-  // Returns at once; peer_up or, after connect_timeout_ms, peer_down follows, and the engine keeps
-  // trying until disconnect(). The same address gives the same handle. Transfers submitted before
+  // Returns at once; peer_up or, after connect_timeout_ms, peer_down follows (permission, and at
+  // once: the two sides do not have the same secret), and the engine keeps trying until
+  // disconnect(). The same address gives the same handle. Transfers submitted before
   // peer_up wait for it. A peer that dialed us gets its handle in its peer_up event.
   virtual Result<PeerHandle> connect(std::string_view address) = 0;
   // Transfers end as aborted; no peer_down follows. The peer is fenced on return of the next

@@ -24,8 +24,9 @@
 // 14 post() and poll() do not allocate after warm-up
 // 15 an owner that sleeps on wait_fd() after arm() is woken by an arrival
 // 16 nothing of a batch moves before its ReadyToken is ready
-// 17 every run is checked at the target: registration, access, bounds. A run that fails is refused
-//    with permission or invalid_argument and changes nothing; the Link and its peers live on
+// 17 every run is checked at the target: registration, access, bounds, and that the memory was
+//    exported to this very peer. A run that fails is refused with permission or invalid_argument
+//    and changes nothing; the Link and its peers live on
 // 18 a batch that fails does not fail other batches, unless the peer is lost
 #pragma once
 
@@ -157,6 +158,12 @@ struct Event {
 // active. Both sides of a pair have opposite roles.
 enum class PeerRole : std::uint8_t { active, passive };
 
+// What the two sides of an authenticated session share and nobody else knows.
+struct PeerSecurity {
+  std::array<std::byte, 32> key{};  // of this peer of the Link and its session; secret
+  bool encrypt = false;             // no byte of a page may travel in plain
+};
+
 // One opened device. Everything but add_memory/remove_memory is called by one thread (the owner);
 // those two may be called by any thread beside it. Nothing here blocks, sleeps or calls back.
 class Link {
@@ -167,6 +174,15 @@ class Link {
   // Connecting: both sides open_peer, exchange offer() blobs over the control channel, accept() the
   // other's. peer_up follows on each side, or peer_down after the Link's connect deadline.
   virtual Result<PeerId> open_peer(PeerRole role) = 0;
+  // After open_peer, before offer: connections of this peer must prove that they know the key. Not
+  // called for a session without authentication. unsupported: the Link cannot encrypt and its bytes
+  // leave this host.
+  virtual Status secure_peer(PeerId, const PeerSecurity& security) {
+    if (!security.encrypt || (device().caps & static_cast<std::uint32_t>(Cap::inter_node)) == 0) {
+      return {};
+    }
+    return {Code::unsupported, "encrypt=on, and this transport cannot encrypt"};
+  }
   virtual Result<Blob> offer(PeerId) = 0;
   // `remote_offer` is hostile. invalid_argument: not an offer of this transport and version.
   virtual Status accept(PeerId, std::span<const std::byte> remote_offer) = 0;
@@ -218,6 +234,7 @@ struct LinkContext {
   ControlChannel& control;
   MemoryOps& memory_ops;
   const Clock& clock;
+  bool same_host = false;  // every peer is on this host: listeners need not be seen from others
 };
 
 // A kind of fabric. devices() is empty where it cannot run; why_unusable() then says why, in one
