@@ -92,7 +92,8 @@ void finish(Given& given) {
     }
   }
   for (const std::string& name : split(options.baselines)) {
-    const std::vector<std::string> known{"all", "none", "memcpy", "socket", "process_vm", "futex"};
+    const std::vector<std::string> known{"all",        "none",  "memcpy", "socket",
+                                         "process_vm", "futex", "plain"};
     if (std::find(known.begin(), known.end(), name) == known.end()) {
       throw CLI::ValidationError("--baselines", "there is no baseline '" + name + "'");
     }
@@ -226,7 +227,7 @@ void add_bench(CLI::App& app, Program& program) {
       ->check(CLI::Range(0.001, 3600.0));
   command
       ->add_option("--baselines", options.baselines,
-                   "all, none or a list of memcpy, socket, process_vm, futex")
+                   "all, none or a list of memcpy, socket, process_vm, futex, plain")
       ->capture_default_str();
   command->add_option("--spin-us", options.spin_us, "latency mode: look that long before a sleep")
       ->capture_default_str()

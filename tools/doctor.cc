@@ -9,6 +9,7 @@
 #include "kvl/failure.h"
 #include "tools/doctor_checks.h"
 #include "tools/program.h"
+#include "tools/security_report.h"
 
 namespace kvl::tools {
 namespace {
@@ -35,6 +36,9 @@ Status await_peer(Engine& here, Engine* there, PeerHandle peer, std::int64_t tim
     for (const EngineEvent& event : std::span(events).first(count)) {
       if (event.peer != peer) continue;
       if (event.kind == EngineEvent::Kind::peer_up) return {};
+      if (event.kind == EngineEvent::Kind::peer_down && event.code == Code::permission) {
+        return {event.code, "the two sides do not have the same secret; set secret_file on both"};
+      }
       if (event.kind == EngineEvent::Kind::peer_down) return {event.code, "no path to the peer"};
     }
     if (count == 0) here.wait(10);
@@ -79,8 +83,16 @@ void print_checks(const std::vector<Check>& checks) {
   }
 }
 
-void print(const Flags& flags, const std::string& own, const PeerInfo& peer, const Status& status,
-           const std::vector<Check>& checks) {
+// What protects this connection.
+std::string protection(const PeerInfo& peer) {
+  if (!peer.up) return "nothing: not connected";
+  if (!peer.authenticated) return "nothing: neither side has a secret";
+  return peer.encrypted ? "authenticated; what leaves the host is encrypted"
+                        : "authenticated; control messages are sealed, pages are not";
+}
+
+void print(const Flags& flags, const SecurityReport& security, const std::string& own,
+           const PeerInfo& peer, const Status& status, const std::vector<Check>& checks) {
   const std::string text = verdict(peer, status);
   if (flags.json) {
     std::string paths, used;
@@ -97,6 +109,8 @@ void print(const Flags& flags, const std::string& own, const PeerInfo& peer, con
     row.set("transport", used.empty() ? bench::Value() : bench::Value(used));
     row.set("verdict", text);
     row.set("remedy", std::string(status.ok() ? "" : remedy(status.code())));
+    row.set("authenticated", peer.authenticated).set("encrypted", peer.encrypted);
+    row.set("secret", security.authentication);
     std::string line = json(row);
     line.pop_back();
     std::printf("%s, \"paths\": [%s], \"checks\": %s}\n", line.c_str(), paths.c_str(),
@@ -108,6 +122,9 @@ void print(const Flags& flags, const std::string& own, const PeerInfo& peer, con
     std::printf("  %-10s %-12s %s\n", path.transport.c_str(), path.device.c_str(),
                 path.in_use ? "used" : ("not used: " + path.reason).c_str());
   }
+  std::printf("  protected by: %s\n", protection(peer).c_str());
+  std::printf("  peers must know: %s; encryption: %s\n", security.authentication.c_str(),
+              security.encryption.c_str());
   std::printf("%s\n", text.c_str());
   if (!status.ok()) std::printf("what to do: %s\n", std::string(remedy(status.code())).c_str());
   std::puts("this host");
@@ -166,7 +183,7 @@ void examine(Program& program, const Flags& flags) {
   const auto info = (*here)->describe(*peer);
   if (!info.ok()) return program.fail(info.status().to_string());
   const std::vector<Check> checks = check_host(*loaded);
-  print(flags, (*here)->address(), *info, status, checks);
+  print(flags, report_security(*loaded), (*here)->address(), *info, status, checks);
   const bool problem = std::ranges::any_of(
       checks, [](const Check& check) { return check.state == Check::State::problem; });
   if (!status.ok() || problem) program.exit_status = 1;

@@ -14,6 +14,7 @@
 #include "bench/support/output.h"
 #include "kvl/engine.h"
 #include "tools/program.h"
+#include "tools/security_report.h"
 #include "transport/base/crc32c.h"
 #include "transport/base/unique_fd.h"
 
@@ -173,8 +174,13 @@ void print_json(const Settings& settings) {
   for (const Row& row : changed_settings(settings)) {
     changed += (changed.empty() ? "" : ", ") + json(row);
   }
-  std::printf("%s, \"transports\": %s, \"settings\": [%s]}\n", facts.c_str(),
-              transports_json(probe_transports(settings)).c_str(), changed.c_str());
+  const SecurityReport security = report_security(settings);
+  const std::string secure = json(Row()
+                                      .set("authentication", security.authentication)
+                                      .set("encryption", security.encryption)
+                                      .set("problem", security.problem));
+  std::printf("%s, \"security\": %s, \"transports\": %s, \"settings\": [%s]}\n", facts.c_str(),
+              secure.c_str(), transports_json(probe_transports(settings)).c_str(), changed.c_str());
 }
 
 std::string gib(double bytes) {
@@ -206,6 +212,10 @@ void print_machine() {
 
 void print_text(const Settings& settings) {
   print_machine();
+  const SecurityReport security = report_security(settings);
+  std::printf("\nsecurity\n  peers must know: %s\n  encryption: %s\n",
+              security.authentication.c_str(), security.encryption.c_str());
+  if (!security.problem.empty()) std::printf("  no engine starts: %s\n", security.problem.c_str());
   std::puts("\ntransports, best first");
   for (const TransportInfo& transport : probe_transports(settings)) {
     if (transport.devices.empty()) {

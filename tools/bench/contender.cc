@@ -25,9 +25,9 @@ void add_round(Series& series, double seconds, double bytes, double cpu_seconds)
 
 class EngineContender final : public Contender {
  public:
-  EngineContender(TestBed& bed, const LoadShape& shape)
-      : bed_(bed), shape_(shape), started_(shape.depth) {}
-  const char* name() const override { return "engine"; }
+  EngineContender(TestBed& bed, const LoadShape& shape, const char* name)
+      : name_(name), bed_(bed), shape_(shape), started_(shape.depth) {}
+  const char* name() const override { return name_; }
 
   Status round(double seconds, Series& series) override {
     Session& session = bed_.session();
@@ -60,6 +60,7 @@ class EngineContender final : public Contender {
     started_[slot] = now_seconds();
     return bed_.start(shape_.direction, next_++, slot, shape_.notes);
   }
+  const char* const name_;
   TestBed& bed_;
   const LoadShape shape_;
   std::vector<double> started_;
@@ -161,8 +162,9 @@ double Series::cpu_s_per_gb() const {
 }
 double Series::percentile_us(double q) const { return percentile(transfer_us, q); }
 
-std::unique_ptr<Contender> make_engine_contender(TestBed& bed, const LoadShape& shape) {
-  return std::make_unique<EngineContender>(bed, shape);
+std::unique_ptr<Contender> make_engine_contender(TestBed& bed, const LoadShape& shape,
+                                                 const char* name) {
+  return std::make_unique<EngineContender>(bed, shape, name);
 }
 
 Result<std::unique_ptr<Contender>> make_memcpy_contender(TestBed& bed, const LoadShape& shape,

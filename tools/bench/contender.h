@@ -42,7 +42,8 @@ struct LoadShape {
   bool notes = true;        // one with each written transfer
 };
 
-std::unique_ptr<Contender> make_engine_contender(TestBed& bed, const LoadShape& shape);
+std::unique_ptr<Contender> make_engine_contender(TestBed& bed, const LoadShape& shape,
+                                                 const char* name = "engine");
 // One thread, from the bed's arena to another one of this process.
 Result<std::unique_ptr<Contender>> make_memcpy_contender(TestBed& bed, const LoadShape& shape,
                                                          bool foreign);

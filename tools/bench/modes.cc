@@ -44,9 +44,9 @@ int run_serve_fleet(const Bench& bench) {
 
 int run_serve(const Bench& bench, bool child) {
   Flags flags = bench.options.flags;
-  if (!bench.options.serve_address.empty()) {
-    flags.emplace_back("listen", bench.options.serve_address);
-  }
+  // For another host, unless an address says otherwise; then a secret is needed.
+  const std::string& address_wanted = bench.options.serve_address;
+  flags.emplace_back("listen", address_wanted.empty() ? "0.0.0.0:0" : address_wanted);
   const auto settings = bench.settings(flags);
   if (!settings.ok()) return 1;
   std::string error;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <optional>
 
 #include "bench/support/stats.h"
 
@@ -51,7 +52,7 @@ void set_results(Row& row, const WorkloadSpec& spec, const std::vector<Series>& 
   }
   row.set("mops_per_s", ours.rate() * 1e3 / static_cast<double>(spec.page_bytes));
   row.set("cpu_s_per_gb", ours.cpu_s_per_gb());
-  for (const char* name : {"memcpy", "socket", "process_vm"}) {
+  for (const char* name : {"memcpy", "socket", "process_vm", "plain"}) {
     const std::string prefix(name);
     const Series* const theirs = find(all, name);
     const bool there = theirs != nullptr && theirs->measured();
@@ -196,6 +197,43 @@ Status verify_bed(TestBed& bed, Direction direction, bool all, bool flip,
   return {};
 }
 
+// How the two engines are protected, and what authenticating this one connection took here.
+void set_security(Row& row, const PeerInfo& peer, const Engine& engine) {
+  row.set("encrypted", peer.encrypted);
+  struct Find final : MetricVisitor {
+    double seconds = 0, connections = 0;
+    void counter(std::string_view name, std::string_view, const MetricLabels&,
+                 double value) override {
+      if (name == "kvlane_control_handshake_seconds_total") seconds = value;
+      if (name == "kvlane_control_authenticated_total") connections = value;
+    }
+    void gauge(std::string_view, std::string_view, const MetricLabels&, double) override {}
+  } found;
+  engine.visit_metrics(found);
+  row.set("auth_us",
+          found.connections > 0 ? Value(found.seconds * 1e6 / found.connections) : Value());
+}
+
+// The same engines with encrypt=off, to compare with.
+struct PlainBed {
+  Pair pair;
+  std::unique_ptr<TestBed> bed;
+};
+
+Result<PlainBed> open_plain(const Bench& bench, const WorkloadSpec& spec, std::string* error) {
+  auto flags = bench.engine_flags(bench.options.transport, error);
+  if (!flags.ok()) return flags.status();
+  std::erase_if(*flags, [](const auto& flag) { return flag.first == "encrypt"; });
+  flags->emplace_back("encrypt", "false");
+  auto pair = bench.start_pair(*flags, error);
+  if (!pair.ok()) return pair.status();
+  auto bed = TestBed::open(*pair->session, spec, bench.options.foreign);
+  if (!bed.ok()) return bed.status();
+  PlainBed plain{std::move(*pair), std::move(*bed)};
+  KVL_TRY(plain.bed->fill());
+  return plain;
+}
+
 Status measure_bed(const Bench& bench, TestBed& bed, const Settings& settings, Direction direction,
                    Row& row) {
   const BenchOptions& options = bench.options;
@@ -239,6 +277,17 @@ Status measure_bed(const Bench& bench, TestBed& bed, const Settings& settings, D
   if (options.baseline("process_vm") && session.transport() == "shm") {
     add(make_process_vm_contender(bed, shape), "process_vm");
   }
+  std::optional<PlainBed> plain;
+  if (options.baseline("plain") && peer->encrypted && options.peer.empty()) {
+    std::string error;
+    auto opened = open_plain(bench, spec, &error);
+    if (opened.ok()) {
+      plain = std::move(*opened);
+      contenders.push_back(make_engine_contender(*plain->bed, shape, "plain"));
+    } else {
+      missing += std::string(missing.empty() ? "" : "; ") + "plain: " + error;
+    }
+  }
   const std::string label = session.transport() + " " + std::string(to_string(direction)) + " " +
                             std::to_string(spec.pages) + " x " + bytes_text(spec.page_bytes);
   const auto progress = [&](std::size_t round) {
@@ -250,6 +299,7 @@ Status measure_bed(const Bench& bench, TestBed& bed, const Settings& settings, D
   set_shape(row, options, settings, session.transport(), spec, direction, congestion);
   set_results(row, spec, *series);
   row.set("open_ms", session.open_ms()).set("connect_ms", session.connect_ms());
+  set_security(row, *peer, session.engine());
   row.set("register_ms", bed.register_ms()).set("first_ms", first_ms);
   if (!missing.empty()) row.set("missing", missing);
   return {};
@@ -315,6 +365,8 @@ std::vector<Column> row_columns() {
           {"memcpy_gb_per_s", "mcpy_GB/s"},
           {"ratio_memcpy", "/memcpy"},
           {"ratio_process_vm", "/proc_vm"},
+          {"ratio_plain", "/plain"},
+          {"auth_us", "auth_us"},
           {"wrong_bytes", "wrong"}};
 }
 

@@ -1,8 +1,10 @@
 // kvlane bench and doctor between two hosts: two network namespaces and a link of 2 Gbit/s.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdlib>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -59,13 +61,18 @@ class TwoHosts {
 TEST(BenchBetweenHosts, ComparesAndExplains) {
   const TwoHosts hosts;
   if (!hosts.ok()) GTEST_SKIP() << "network namespaces with tbf need root and iproute2";
-  Program server("bench --serve 10.213.7.1:0", hosts.here());
+  const std::string path = ::testing::TempDir() + "kvlane_netns_" + std::to_string(::getpid());
+  std::ofstream(path) << "two hosts that trust each other by this secret\n";
+  ASSERT_EQ(::chmod(path.c_str(), 0600), 0);
+  const std::string secret = " --secret_file " + path;
+  Program server("bench --serve 10.213.7.1:0" + secret, hosts.here());
   const std::string address = server.read_line();
   ASSERT_NE(address.find("10.213.7.1:"), std::string::npos) << server.errors;
 
   Program bench("bench --peer " + address +
                     " --compare tcp,tcp --page-bytes 16k,256k --pages 64 --arena-bytes 16m"
-                    " --seconds 0.5 --model llama-3.1-70b --prompt-tokens 8000 --verify --json",
+                    " --seconds 0.5 --model llama-3.1-70b --prompt-tokens 8000 --verify --json" +
+                    secret,
                 hosts.there());
   ASSERT_EQ(bench.wait(), 0) << bench.errors;
   std::istringstream lines(bench.output);
@@ -85,11 +92,12 @@ TEST(BenchBetweenHosts, ComparesAndExplains) {
   EXPECT_NE(json_field(row, "final_verdict").find("llama-3.1-70b"), std::string::npos) << row;
 
   // Shared memory does not reach another host, and doctor says so.
-  Program refused("bench --peer " + address + " --compare shm,tcp --timeout-ms 4000 --pages 4",
-                  hosts.there());
+  Program refused(
+      "bench --peer " + address + " --compare shm,tcp --timeout-ms 4000 --pages 4" + secret,
+      hosts.there());
   EXPECT_EQ(refused.wait(), 1);
   EXPECT_NE(refused.errors.find("shm"), std::string::npos) << refused.errors;
-  Program doctor("doctor --json " + address, hosts.there());
+  Program doctor("doctor --json " + address + secret, hosts.there());
   EXPECT_EQ(doctor.wait(), 0) << doctor.errors;
   EXPECT_EQ(json_field(doctor.output, "transport"), "tcp") << doctor.output;
   EXPECT_NE(doctor.output.find("not in one domain"), std::string::npos) << doctor.output;
