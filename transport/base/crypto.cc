@@ -117,7 +117,7 @@ void Aead::Free::operator()(evp_cipher_ctx_st* context) const { EVP_CIPHER_CTX_f
 
 Aead::Aead(Use use, Bytes key) : context_(EVP_CIPHER_CTX_new()) {
   must(context_ != nullptr && (key.size() == 16 || key.size() == 32));
-  const EVP_CIPHER* const method = key.size() == 16 ? EVP_aes_128_gcm() : EVP_aes_256_gcm();
+  const EVP_CIPHER* const method = key.size() == 16 ? EVP_aes_128_ocb() : EVP_aes_256_gcm();
   must(EVP_CipherInit_ex(context_.get(), method, nullptr, raw(key), nullptr,
                          use == Use::seal ? 1 : 0) == 1);
 }
@@ -126,37 +126,46 @@ Aead::Aead(Aead&&) noexcept = default;
 Aead& Aead::operator=(Aead&&) noexcept = default;
 Aead::~Aead() = default;
 
-bool Aead::begin(std::uint64_t counter, Bytes header) {
+bool Aead::begin(std::uint64_t counter, Bytes header, std::byte* out) {
   std::array<unsigned char, 12> nonce{};
   std::memcpy(nonce.data() + 4, &counter, sizeof(counter));
   int bytes = 0;
+  out_ = out;
   return EVP_CipherInit_ex(context_.get(), nullptr, nullptr, nullptr, nonce.data(), -1) == 1 &&
          (header.empty() || EVP_CipherUpdate(context_.get(), nullptr, &bytes, raw(header),
                                              static_cast<int>(header.size())) == 1);
 }
 
-bool Aead::update(Bytes in, std::byte* out) {
+// OCB works on whole blocks: what is left of an input comes out with the next one, or at the end.
+bool Aead::update(Bytes in) {
   int bytes = 0;
-  return in.empty() || EVP_CipherUpdate(context_.get(), raw(out), &bytes, raw(in),
-                                        static_cast<int>(in.size())) == 1;
+  if (!in.empty() && EVP_CipherUpdate(context_.get(), raw(out_), &bytes, raw(in),
+                                      static_cast<int>(in.size())) != 1) {
+    return false;
+  }
+  out_ += bytes;
+  return true;
+}
+
+bool Aead::finish() {
+  std::array<unsigned char, 16> rest{};
+  int bytes = 0;
+  if (EVP_CipherFinal_ex(context_.get(), rest.data(), &bytes) != 1) return false;
+  std::memcpy(out_, rest.data(), static_cast<std::size_t>(bytes));
+  return true;
 }
 
 bool Aead::seal_end(std::byte* tag) {
-  unsigned char none[16];
-  int bytes = 0;
-  return EVP_CipherFinal_ex(context_.get(), none, &bytes) == 1 &&
-         EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_AEAD_GET_TAG, static_cast<int>(kTagBytes),
-                             tag) == 1;
+  return finish() && EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_AEAD_GET_TAG,
+                                         static_cast<int>(kTagBytes), tag) == 1;
 }
 
 bool Aead::open_end(const std::byte* tag) {
-  unsigned char none[16];
-  int bytes = 0;
   std::array<std::byte, kTagBytes> expected{};
   std::memcpy(expected.data(), tag, kTagBytes);
   return EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_AEAD_SET_TAG, static_cast<int>(kTagBytes),
                              expected.data()) == 1 &&
-         EVP_CipherFinal_ex(context_.get(), none, &bytes) == 1;
+         finish();
 }
 
 }  // namespace kvl::crypto

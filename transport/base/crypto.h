@@ -1,5 +1,6 @@
 // The few cryptographic operations that kvlane needs, over OpenSSL: HMAC-SHA-256, key derivation,
-// X25519 and AES-GCM with a counter. Nothing here logs or returns an error that tells a secret.
+// X25519 and AES as an AEAD with a counter. Nothing here logs or returns an error that tells a
+// secret.
 #pragma once
 
 #include <array>
@@ -59,22 +60,24 @@ class Exchange {
 
 inline constexpr std::size_t kTagBytes = 16;
 
-// AES-GCM for one direction of one connection. Each message has its own counter, which is its
-// nonce: a key must never see a counter twice. No allocation after construction.
+// An AEAD for one direction of one connection: AES-256-GCM for keys of 32 bytes, AES-128-OCB (RFC
+// 7253) for keys of 16 bytes, twice as fast. Each message has its own counter, which is its nonce:
+// a key must never see a counter twice. No allocation after the first messages.
 class Aead {
  public:
   enum class Use : std::uint8_t { seal, open };
-  // `key` has 16 bytes (AES-128) or 32 (AES-256).
+  // `key` has 16 or 32 bytes.
   Aead(Use use, Bytes key);
   Aead(Aead&&) noexcept;
   Aead& operator=(Aead&&) noexcept;
   ~Aead();
 
-  // One message: begin, update any number of times, then seal_end or open_end. `in` and `out` are
-  // the same or do not overlap. `header` is authenticated, not encrypted. What open's update() has
-  // written is worth nothing until open_end() says true.
-  bool begin(std::uint64_t counter, Bytes header);
-  bool update(Bytes in, std::byte* out);
+  // One message: begin, update any number of times, then seal_end or open_end. The output is as
+  // long as all inputs together and does not overlap them; it is whole only after the end. `header`
+  // is authenticated, not encrypted. What open has written is worth nothing until open_end() says
+  // true.
+  bool begin(std::uint64_t counter, Bytes header, std::byte* out);
+  bool update(Bytes in);
   bool seal_end(std::byte* tag);
   bool open_end(const std::byte* tag);
 
@@ -82,7 +85,9 @@ class Aead {
   struct Free {
     void operator()(evp_cipher_ctx_st* context) const;
   };
+  bool finish();
   std::unique_ptr<evp_cipher_ctx_st, Free> context_;
+  std::byte* out_ = nullptr;
 };
 
 }  // namespace kvl::crypto

@@ -148,8 +148,8 @@ Channel::Channel(Handshake::Side side, const SessionKeys& keys)
 
 std::vector<std::byte> Channel::seal(std::span<const std::byte> message) {
   std::vector<std::byte> sealed(message.size() + crypto::kTagBytes);
-  [[maybe_unused]] const bool done = out_.begin(sent_++, {}) &&
-                                     out_.update(message, sealed.data()) &&
+  [[maybe_unused]] const bool done = out_.begin(sent_++, {}, sealed.data()) &&
+                                     out_.update(message) &&
                                      out_.seal_end(sealed.data() + message.size());
   assert(done);
   return sealed;
@@ -160,7 +160,7 @@ Result<std::vector<std::byte>> Channel::open(std::span<const std::byte> sealed) 
   if (sealed.size() < crypto::kTagBytes) return kBad;
   const auto body = sealed.first(sealed.size() - crypto::kTagBytes);
   std::vector<std::byte> message(body.size());
-  if (!in_.begin(received_++, {}) || !in_.update(body, message.data()) ||
+  if (!in_.begin(received_++, {}, message.data()) || !in_.update(body) ||
       !in_.open_end(sealed.data() + body.size())) {
     return kBad;
   }

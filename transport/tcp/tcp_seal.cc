@@ -31,13 +31,12 @@ std::size_t Sealer::seal(std::span<const iovec> vectors, SealBuffer& buffer) {
     }
     std::byte* const at = buffer.bytes.data() + end_;
     std::memcpy(at, &header, sizeof(header));
-    std::byte* out = at + sizeof(header);
-    if (!aead_.begin(number_++, {at, sizeof(header)})) return 0;
+    std::byte* const out = at + sizeof(header);
+    if (!aead_.begin(number_++, {at, sizeof(header)}, out)) return 0;
     for (std::size_t left = header.bytes; left > 0;) {
       const auto* const from = static_cast<const std::byte*>(vectors[vector].iov_base) + within;
       const std::size_t bytes = std::min(vectors[vector].iov_len - within, left);
-      if (!aead_.update({from, bytes}, out)) return 0;
-      out += bytes;
+      if (!aead_.update({from, bytes})) return 0;
       left -= bytes;
       within += bytes;
       if (within == vectors[vector].iov_len) {
@@ -45,7 +44,7 @@ std::size_t Sealer::seal(std::span<const iovec> vectors, SealBuffer& buffer) {
         within = 0;
       }
     }
-    if (!aead_.seal_end(out)) return 0;
+    if (!aead_.seal_end(out + header.bytes)) return 0;
     end_ += sizeof(header) + header.bytes + crypto::kTagBytes;
     taken += header.bytes;
   }
@@ -74,7 +73,7 @@ Status Opener::open(const SealBuffer& buffer, std::byte* to, std::size_t& bytes)
   const RecordHeader header = header_at(at);
   if (!plausible(header)) return kBad;
   const std::byte* const sealed = at + sizeof(header);
-  if (!aead_.begin(number_++, {at, sizeof(header)}) || !aead_.update({sealed, header.bytes}, to) ||
+  if (!aead_.begin(number_++, {at, sizeof(header)}, to) || !aead_.update({sealed, header.bytes}) ||
       !aead_.open_end(sealed + header.bytes)) {
     return kBad;
   }

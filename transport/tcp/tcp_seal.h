@@ -1,7 +1,7 @@
 // Records: what the bytes of an encrypted lane travel in. Frames are the plaintext; where a frame
 // ends and where a record ends have nothing to do with each other. docs/wire/tcp.md has the layout.
 //
-// AES-128-GCM, a key for each direction and incarnation of a lane, the record's number as nonce: a
+// AES-128-OCB, a key for each direction and incarnation of a lane, the record's number as nonce: a
 // record that was changed, repeated, left out or moved does not open, and nothing of it gets out.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Cryptographic building blocks against published vectors, and AES-GCM's refusals.
+// Cryptographic building blocks against published vectors, and the refusals of its AEADs.
 #include "transport/base/crypto.h"
 
 #include <gtest/gtest.h>
@@ -63,13 +63,13 @@ TEST(Crypto, OpensOnlyWhatWasSealedWithThisCounterAndHeader) {
     Aead seal(Aead::Use::seal, key), open(Aead::Use::open, key);
     const std::vector<std::byte> text(1000, std::byte{42});
     std::vector<std::byte> sealed(text.size() + kTagBytes), back(text.size());
-    ASSERT_TRUE(seal.begin(5, bytes_of("head")));
-    ASSERT_TRUE(seal.update(Bytes(text).first(333), sealed.data()));
-    ASSERT_TRUE(seal.update(Bytes(text).subspan(333), sealed.data() + 333));
+    ASSERT_TRUE(seal.begin(5, bytes_of("head"), sealed.data()));
+    ASSERT_TRUE(seal.update(Bytes(text).first(333)));
+    ASSERT_TRUE(seal.update(Bytes(text).subspan(333)));
     ASSERT_TRUE(seal.seal_end(sealed.data() + text.size()));
     const auto opens = [&](std::uint64_t counter, std::string_view head) {
-      return open.begin(counter, bytes_of(head)) &&
-             open.update(Bytes(sealed).first(text.size()), back.data()) &&
+      return open.begin(counter, bytes_of(head), back.data()) &&
+             open.update(Bytes(sealed).first(text.size())) &&
              open.open_end(sealed.data() + text.size());
     };
     EXPECT_TRUE(opens(5, "head"));
