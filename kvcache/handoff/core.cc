@@ -111,6 +111,14 @@ std::vector<Core::Early> Core::take_early(Part part, std::uint64_t room) {
   return taken;
 }
 
+void Core::drop_early(Part part, PeerHandle peer, std::uint64_t room, std::uint64_t nonce) {
+  const auto [begin, end] = early.equal_range(RoomKey{part, room});
+  for (auto it = begin; it != end;) {
+    const bool of_it = it->second.peer == peer && it->second.message.nonce == nonce;
+    it = of_it ? early.erase(it) : std::next(it);
+  }
+}
+
 void Core::forget_early(PeerHandle peer) {
   std::erase_if(early, [peer](const auto& item) { return item.second.peer == peer; });
 }

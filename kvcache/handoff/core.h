@@ -186,6 +186,8 @@ class Core {
   using RoomKey = std::pair<Part, std::uint64_t>;
   bool keep_early(Part part, PeerHandle peer, const Message& message);
   std::vector<Early> take_early(Part part, std::uint64_t room);
+  // The attempt was given up: what was kept of it must not be acted upon any more.
+  void drop_early(Part part, PeerHandle peer, std::uint64_t room, std::uint64_t nonce);
   void forget_early(PeerHandle peer);
   std::vector<Early> expired_early(std::int64_t now_ns);
   std::multimap<RoomKey, Early> early;

@@ -129,6 +129,8 @@ void PrefillRooms::on_abort(Peer& peer, const Message& message, const Abort& abo
   if (found == rooms_.end()) {
     core_.send(peer,
                {Part::decode, message.room, message.nonce, Quiet{core_.can_vouch(message.room)}});
+    // We have just said that nothing of this attempt will be written.
+    core_.drop_early(Part::prefill, peer.handle, message.room, message.nonce);
     if (core_.outcome(Part::prefill, message.room) == nullptr) {
       // Decode gave up before prefill came: who opens the room learns it at once.
       (void)core_.keep_early(Part::prefill, peer.handle, message);
