@@ -12,6 +12,7 @@
 #include <mutex>
 #include <optional>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -96,6 +97,7 @@ class EngineImpl final : public Engine, public RailHost {
   };
 
   void await_exit(Peer& peer, EngineEvent event);
+  void give_up_watching(const EngineId& id);
 
   // RailHost, called from rail loops.
   bool has_posts(std::size_t rail) override {
@@ -138,8 +140,10 @@ class EngineImpl final : public Engine, public RailHost {
   void open_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer);
   void accept_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer);
   void on_pair_opened(PairName name, PeerId link_peer, std::vector<std::byte> offer, Status status);
-  void close_pair(Peer& peer, Pair& pair, std::string reason, bool tell);
-  void on_pair_closed(PairName name, PeerId link_peer);
+  void close_pair(Peer& peer, Pair& pair, std::string reason);
+  void stop_using(Peer& peer, Pair& pair, std::string reason);
+  void on_link_down(std::size_t rail, const Event& event);
+  void on_pair_closed(PairName name, Code code);
   void on_remote_closed(Peer& peer, Pair& pair, std::uint32_t incarnation);
   void on_pair_up(PairName name);
   void check_up(Peer& peer);
@@ -147,9 +151,13 @@ class EngineImpl final : public Engine, public RailHost {
   void say_unreachable(Peer& peer);
   void peer_lost(Peer& peer, Code code, const char* why);
   void check_closed(Peer& peer);
+  bool is_fenced(const Peer& peer) const;
   void peer_timers(std::int64_t now_ns);
   void timer_at(std::int64_t at_ns) { next_timer_ns_ = std::min(next_timer_ns_, at_ns); }
   bool alive(PairName name, Peer*& peer, Pair*& pair);
+  static PairName name_of(const Peer& peer, const Pair& pair) {
+    return {peer.id, static_cast<std::uint16_t>(&pair - peer.pairs.data()), pair.incarnation};
+  }
 
   // engine_memory.cc
   void export_memory(Peer& peer, Pair& pair, std::uint64_t handle);
@@ -160,10 +168,10 @@ class EngineImpl final : public Engine, public RailHost {
   // engine_transfers.cc
   void on_batch(std::size_t rail, const Event& event);
   void on_note(std::size_t rail, const Event& event);
-  void on_link_down(std::size_t rail, const Event& event);
   Status make_pieces(TransferState& transfer);
   void cancel_posted(const TransferState& transfer);
-  void piece_ended(TransferState& transfer, std::uint32_t piece, Code code, std::uint64_t bytes);
+  void piece_ended(std::size_t rail, TransferState& transfer, std::uint32_t piece, Code code,
+                   std::uint64_t bytes);
   bool next_post(Peer& peer, std::uint16_t pair, Post& post);
   bool choose_rank(const Peer& peer, TransferState& transfer);
   void look_for_rank(const Peer& peer, TransferState& transfer, RailSet avoid);
@@ -201,6 +209,8 @@ class EngineImpl final : public Engine, public RailHost {
   std::vector<std::pair<ConnId, std::vector<std::byte>>> outbox_;
   std::vector<ConnId> hang_up_;
   std::deque<Unfenced> unfenced_;
+  // Engines that may still write here and whose end we cannot see: never called fenced again.
+  std::set<EngineId> unwatched_;
   std::deque<EngineEvent> events_;
   bool signalled_ = false;
   std::int64_t next_deadline_ns_ = INT64_MAX;  // of any transfer; a lower bound

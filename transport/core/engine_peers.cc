@@ -24,6 +24,7 @@ constexpr std::int64_t kBackoffMaxNs = 5000 * kMs;
 constexpr std::int64_t kPairBackoffNs = 50 * kMs;
 constexpr std::int64_t kFenceCheckNs = 50 * kMs;
 constexpr std::size_t kReasonBytesMax = 256;  // of a peer's reason to close a pair
+constexpr std::size_t kUnwatchedMax = 4096;
 
 // All pairs of rails of one transport and domain; the shorter side is used round robin.
 template <typename Add>
@@ -51,11 +52,11 @@ void for_each_pair(const std::vector<control::RailName>& dialer,
   }
 }
 
-UniqueFd open_process(std::int32_t pid) {
+int open_pidfd(std::int32_t pid) {
 #ifdef SYS_pidfd_open
-  return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  return static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));
 #else
-  return UniqueFd();
+  return -1;
 #endif
 }
 
@@ -214,9 +215,8 @@ void EngineImpl::dial(Peer& peer) {
 }
 
 void EngineImpl::send_hello(Peer& peer) {
-  queue_message(
-      peer, control::encode(control::Hello{id_, epoch_, address_,
-                                           static_cast<std::int32_t>(::getpid()), rail_names_}));
+  const std::int32_t pid = world_.pid != 0 ? world_.pid : static_cast<std::int32_t>(::getpid());
+  queue_message(peer, control::encode(control::Hello{id_, epoch_, address_, pid, rail_names_}));
 }
 
 void EngineImpl::on_control(ControlEvent& event) {
@@ -359,7 +359,8 @@ void EngineImpl::make_pairs(Peer& peer) {
     pair.backoff_ns = kPairBackoffNs;
     pair.incarnation = pair.remote_closed = newest;
     if (rails_[pair.rail].rail->device().fence == Fence::process_exit && !peer.process) {
-      peer.process = open_process(peer.remote.pid);
+      const std::int32_t pid = peer.remote.pid;
+      peer.process.reset(world_.open_process ? world_.open_process(pid) : open_pidfd(pid));
     }
     peer.pairs.push_back(std::move(pair));
   });
@@ -386,6 +387,8 @@ std::optional<PeerSecurity> EngineImpl::security_of(const Peer& peer, const Pair
 // Creates our Link's peer. The dialer has no remote offer yet; the listener accepts it at once.
 void EngineImpl::open_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer) {
   pair.state = Pair::State::opening;
+  pair.on_rail = true;
+  pair.fenced = false;
   if (peer.dialer) ++pair.incarnation;
   const PairName name{peer.id, static_cast<std::uint16_t>(&pair - peer.pairs.data()),
                       pair.incarnation};
@@ -424,18 +427,9 @@ void EngineImpl::on_pair_opened(PairName name, PeerId link_peer, std::vector<std
   Pair& pair = peer->pairs[name.pair];
   if (pair.incarnation != name.incarnation) return;
   pair.link_peer = link_peer;
-  if (pair.state != Pair::State::opening) {  // closed meanwhile
-    if (link_peer.value != 0) {
-      close_pair(*peer, pair, pair.reason, false);
-    } else {
-      check_closed(*peer);
-    }
-    return;
-  }
-  if (!status.ok()) {
-    close_pair(*peer, pair, status.to_string(), true);
-    return;
-  }
+  pair.on_rail = false;
+  if (pair.state != Pair::State::opening) return close_pair(*peer, pair, pair.reason);
+  if (!status.ok()) return close_pair(*peer, pair, status.to_string());
   queue_message(
       *peer, control::encode(peer->dialer ? control::Type::rail_offer : control::Type::rail_accept,
                              ref_of(pair), offer));
@@ -452,7 +446,9 @@ void EngineImpl::accept_pair(Peer& peer, Pair& pair, std::vector<std::byte> remo
         const Lock lock(mutex_);
         Peer* found = nullptr;
         Pair* mine = nullptr;
-        if (alive(name, found, mine)) close_pair(*found, *mine, status.to_string(), true);
+        if (alive(name, found, mine) && mine->state == Pair::State::opening) {
+          close_pair(*found, *mine, status.to_string());
+        }
       });
   export_all(peer, pair);
 }
@@ -473,7 +469,8 @@ void EngineImpl::on_rail_message(Peer& peer, control::Type type,
       if (peer.dialer || incarnation <= pair->incarnation) return refused_.add();
       if (pair->state != Pair::State::closed) {
         // The old Link peer goes first; the dialer repeats its offer.
-        return close_pair(peer, *pair, "replaced", false);
+        if (pair->state != Pair::State::closing) close_pair(peer, *pair, "replaced");
+        return;
       }
       pair->incarnation = incarnation;
       return open_pair(peer, *pair, std::move(blob));
@@ -490,7 +487,7 @@ void EngineImpl::on_rail_message(Peer& peer, control::Type type,
       const std::string why(reinterpret_cast<const char*>(blob.data()),
                             std::min(blob.size(), kReasonBytesMax));
       if (pair->state == Pair::State::opening || pair->state == Pair::State::up) {
-        return close_pair(peer, *pair, "closed by the peer: " + why, true);
+        return close_pair(peer, *pair, "closed by the peer: " + why);
       }
       return;
     }
@@ -504,8 +501,34 @@ void EngineImpl::on_rail_message(Peer& peer, control::Type type,
   }
 }
 
-// Lets go of our Link's peer; `tell`: the other side is told once it is done.
-void EngineImpl::close_pair(Peer& peer, Pair& pair, std::string reason, bool tell) {
+// Lets go of our Link's peer. The other side is told once that is done, which the Link says with
+// its peer_down: until then bytes of ours may still land there, or theirs here.
+void EngineImpl::close_pair(Peer& peer, Pair& pair, std::string reason) {
+  stop_using(peer, pair, std::move(reason));
+  if (pair.on_rail) return;  // on_pair_opened comes back here
+  if (pair.link_peer.value == 0) return on_pair_closed(name_of(peer, pair), Code::ok);
+  rails_[pair.rail].rail->run(
+      [link_peer = pair.link_peer](Link& link) { link.close_peer(link_peer); });
+}
+
+// A Link has lost its peer by itself, or let go of it as it was told.
+void EngineImpl::on_link_down(std::size_t index, const Event& event) {
+  const auto found = rails_[index].peers.find(event.peer.value);
+  if (found == rails_[index].peers.end()) return;
+  const PairName name = found->second;
+  rails_[index].peers.erase(found);
+  Peer* const peer = peers_.find(name.peer);
+  if (peer == nullptr) return;
+  --peer->links_open;
+  Pair& pair = peer->pairs[name.pair];
+  pair.link_peer = {};
+  if (pair.state != Pair::State::closing) {
+    stop_using(*peer, pair, std::string(to_string(event.code)));
+  }
+  on_pair_closed(name, event.code);
+}
+
+void EngineImpl::stop_using(Peer& peer, Pair& pair, std::string reason) {
   const bool was_up = pair.state == Pair::State::up;
   pair.reason = std::move(reason);
   pair.state = Pair::State::closing;
@@ -517,37 +540,19 @@ void EngineImpl::close_pair(Peer& peer, Pair& pair, std::string reason, bool tel
          {"transport", rail_names_[pair.rail].transport},
          {"why", pair.reason}});
   }
-  const PairName name{peer.id, static_cast<std::uint16_t>(&pair - peer.pairs.data()),
-                      pair.incarnation};
-  const PeerId link_peer = pair.link_peer;
+  const PairName name = name_of(peer, pair);
   for (auto& [handle, memory] : peer.memories) {
     if (name.pair < memory.ways.size()) memory.ways[name.pair] = {};
   }
-  if (link_peer.value == 0) {
-    // Still being opened on the rail (on_pair_opened comes back here), or never was.
-    if (tell) {
-      const auto bytes = std::as_bytes(std::span(pair.reason));
-      queue_message(peer, control::encode(control::Type::rail_close, ref_of(pair), bytes));
-    }
-    on_pair_closed(name, link_peer);
-    return;
-  }
-  rails_[pair.rail].rail->run([this, name, link_peer](Link& link) {
-    link.close_peer(link_peer);
-    const Lock lock(mutex_);
-    on_pair_closed(name, link_peer);
-  });
 }
 
-// Our Link cannot be written by the peer through this pair any more (Fence permitting).
-void EngineImpl::on_pair_closed(PairName name, PeerId link_peer) {
+// Our Link cannot be written by the peer through this pair any more (Fence permitting), nor does it
+// write there. timed_out: a Link with Fence::process_exit has given up waiting for that.
+void EngineImpl::on_pair_closed(PairName name, Code code) {
   Peer* const peer = peers_.find(name.peer);
   if (peer == nullptr || name.pair >= peer->pairs.size()) return;
   Pair& pair = peer->pairs[name.pair];
-  if (link_peer.value != 0) {
-    --peer->links_open;
-    if (pair.link_peer == link_peer) pair.link_peer = {};
-  }
+  if (pair.incarnation == name.incarnation) pair.fenced = code != Code::timed_out;
   if (pair.incarnation == name.incarnation && pair.state == Pair::State::closing) {
     const auto bytes = std::as_bytes(std::span(pair.reason));
     queue_message(
@@ -637,11 +642,30 @@ void EngineImpl::peer_lost(Peer& peer, Code code, const char* why) {
   peer.conn = {};
   for (Pair& pair : peer.pairs) {
     if (pair.state == Pair::State::opening || pair.state == Pair::State::up) {
-      close_pair(peer, pair, why, false);
+      close_pair(peer, pair, why);
     }
   }
   wake_control();
   check_closed(peer);
+}
+
+// Whether no byte of the peer's epoch can land here, now that our Links have let go of it.
+bool EngineImpl::is_fenced(const Peer& peer) const {
+  if (exited(peer.process)) return true;
+  bool closed = true, lasting = false;
+  for (const Pair& pair : peer.pairs) {
+    const Fence fence = rails_[pair.rail].rail->device().fence;
+    if (fence == Fence::immediate || fence == Fence::av_remove) continue;
+    lasting = true;
+    closed = closed && (pair.fenced || pair.remote_closed >= pair.incarnation);
+  }
+  if (!lasting) return true;
+  // The fence is for the whole epoch: an earlier connection of it may have ended without proof.
+  const bool earlier = unwatched_.contains(peer.remote.id) || unwatched_.size() >= kUnwatchedMax ||
+                       std::ranges::any_of(unfenced_, [&peer](const Unfenced& waiting) {
+                         return waiting.id == peer.remote.id;
+                       });
+  return closed && !earlier;
 }
 
 // All Links have let go: say so, then forget the peer or dial again.
@@ -649,13 +673,7 @@ void EngineImpl::check_closed(Peer& peer) {
   if (peer.state != Peer::State::closing || peer.links_open > 0) return;
   // Nothing can prove remote quiescence now: what is left ends as lost.
   const std::vector<std::uint64_t> left = peer.transfers;
-  bool fenced = true;
-  for (const Pair& pair : peer.pairs) {
-    const Fence fence = rails_[pair.rail].rail->device().fence;
-    if (pair.incarnation == 0 || fence == Fence::immediate || fence == Fence::av_remove) continue;
-    fenced = fenced && pair.remote_closed >= pair.incarnation;
-  }
-  fenced = fenced || exited(peer.process);
+  const bool fenced = is_fenced(peer);
   for (const std::uint64_t id : left) {
     TransferState* const transfer = transfers_.find(id);
     // Transfers that wait for a peer_up that is still to come keep waiting for their deadline.
@@ -670,6 +688,7 @@ void EngineImpl::check_closed(Peer& peer) {
     event.peer = {peer.id};
     event.epoch = peer.remote.epoch;
     event.fenced = fenced;
+    if (!fenced && !peer.process) give_up_watching(peer.remote.id);
     if (!fenced && peer.process) await_exit(peer, event);
     emit(std::move(event));
   }
@@ -686,6 +705,10 @@ void EngineImpl::check_closed(Peer& peer) {
   wake_control();
 }
 
+void EngineImpl::give_up_watching(const EngineId& id) {
+  if (unwatched_.size() < kUnwatchedMax) unwatched_.insert(id);
+}
+
 // A process that is stopped and goes on is lost as often as that happens: one descriptor for all
 // its losses, and bounds. What is dropped stays quarantined, as with a peer whose end nobody can
 // see.
@@ -698,7 +721,10 @@ void EngineImpl::await_exit(Peer& peer, EngineEvent event) {
   };
   auto found = std::ranges::find_if(unfenced_, same);
   if (found == unfenced_.end()) {
-    if (unfenced_.size() >= kLivesMax) unfenced_.pop_front();
+    if (unfenced_.size() >= kLivesMax) {
+      give_up_watching(unfenced_.front().id);
+      unfenced_.pop_front();
+    }
     unfenced_.push_back({peer.remote.id, peer.remote.epoch, std::move(peer.process), {}});
     found = std::prev(unfenced_.end());
   }

@@ -179,19 +179,6 @@ std::size_t EngineImpl::exchange(std::size_t index, std::span<const Event> event
   return count;
 }
 
-void EngineImpl::on_link_down(std::size_t index, const Event& event) {
-  const auto found = rails_[index].peers.find(event.peer.value);
-  if (found == rails_[index].peers.end()) return;
-  const PairName name = found->second;
-  rails_[index].peers.erase(found);
-  Peer* peer = nullptr;
-  Pair* pair = nullptr;
-  if (!alive(name, peer, pair)) return;
-  if (pair->state == Pair::State::opening || pair->state == Pair::State::up) {
-    close_pair(*peer, *pair, std::string(to_string(event.code)), true);
-  }
-}
-
 void EngineImpl::on_note(std::size_t index, const Event& event) {
   const auto found = rails_[index].peers.find(event.peer.value);
   Peer* peer = nullptr;
@@ -362,11 +349,11 @@ void EngineImpl::on_batch(std::size_t rail, const Event& event) {
   } else {
     rails_[rail].failures.add();
   }
-  piece_ended(*transfer, number, event.code, event.bytes_done);
+  piece_ended(rail, *transfer, number, event.code, event.bytes_done);
 }
 
-void EngineImpl::piece_ended(TransferState& transfer, std::uint32_t number, Code code,
-                             std::uint64_t bytes) {
+void EngineImpl::piece_ended(std::size_t rail, TransferState& transfer, std::uint32_t number,
+                             Code code, std::uint64_t bytes) {
   Piece& piece = transfer.pieces[number];
   Peer* const peer = transfer.peer_gone ? nullptr : peers_.find(transfer.request.peer.value);
   Pair* pair = nullptr;
@@ -383,7 +370,9 @@ void EngineImpl::piece_ended(TransferState& transfer, std::uint32_t number, Code
     if (transfer.ending) transfer.bytes_done += bytes;
     const bool cancelled = code == Code::aborted && same && pair->state == Pair::State::up;
     const bool lost = code == Code::peer_lost || (code == Code::aborted && !cancelled);
-    if (lost && transfer.request.direction == Direction::write) {
+    // Where the fence is the writer's exit, the writer is a CPU: ours has stopped with the event.
+    const bool may_land = rails_[rail].rail->device().fence != Fence::process_exit;
+    if (lost && may_land && transfer.request.direction == Direction::write) {
       const bool proven = pair != nullptr && pair->remote_closed >= piece.incarnation;
       if (transfer.peer_gone || pair == nullptr)
         transfer.quarantined = true;
@@ -522,7 +511,7 @@ void EngineImpl::transfer_timers(std::int64_t now_ns) {
         if (piece.state != Piece::State::posted || piece.pair >= peer->pairs.size()) continue;
         Pair& pair = peer->pairs[piece.pair];
         if (pair.incarnation != piece.incarnation || pair.state != Pair::State::up) continue;
-        close_pair(*peer, pair, "a transfer did not end in time", true);
+        close_pair(*peer, pair, "a transfer did not end in time");
       }
     } else if (transfer->posted == 0) {
       transfer->quarantined = true;

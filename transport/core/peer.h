@@ -35,6 +35,8 @@ struct Pair {
   std::uint32_t inflight = 0;
   bool queued = false;    // in its rail's ready list
   bool resolved = false;  // has been up or refused once
+  bool on_rail = false;   // our Link is just opening it
+  bool fenced = true;     // our Link has shut the peer out of the last incarnation
   std::int64_t retry_ns = 0;
   std::int64_t backoff_ns = 0;
   std::string reason;  // why it is not up

@@ -10,6 +10,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -146,7 +147,11 @@ struct EngineWorld {
   std::vector<std::unique_ptr<Transport>> transports;  // empty: make_transports(settings)
   std::unique_ptr<MemoryOps> (*make_memory_ops)() = make_host_memory_ops;  // one per rail
   std::uint64_t seed = 0;                                                  // 0: from the kernel
+  std::int32_t pid = 0;  // told to peers; 0: this process's
+  // A descriptor that is readable once that process has ended, for the engine to close; -1: cannot.
+  std::function<int(std::int32_t pid)> open_process;  // default: a pidfd
 };
+
 
 class Engine {
  public:

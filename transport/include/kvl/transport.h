@@ -68,7 +68,9 @@ constexpr std::uint32_t operator|(std::uint32_t a, Cap b) {
 enum class Fence : std::uint8_t {
   immediate,     // once peer_down or close_peer has happened, no byte of the peer lands
   av_remove,     // after the address was removed (EFA)
-  process_exit,  // when the peer's process is gone; until then its writes may land
+  process_exit,  // once peer_down has come; if its code is timed_out, the peer is stuck inside our
+                 // memory, and its writes may land until its process is gone. Writers are CPUs: of
+                 // a batch that has had its event no byte lands any more, at the target either
   none,          // unknown: pages stay quarantined until the peer acknowledges
 };
 
@@ -186,7 +188,8 @@ class Link {
   virtual Result<Blob> offer(PeerId) = 0;
   // `remote_offer` is hostile. invalid_argument: not an offer of this transport and version.
   virtual Status accept(PeerId, std::span<const std::byte> remote_offer) = 0;
-  // Batches in flight complete as aborted, then peer_down(aborted) comes.
+  // Batches in flight complete as aborted, then peer_down comes: aborted, or with
+  // Fence::process_exit perhaps timed_out.
   virtual void close_peer(PeerId) = 0;
   // A message from the peer's Link, sent by ControlChannel. Hostile. Stale ids are ignored.
   virtual void on_control(PeerId, std::span<const std::byte>) = 0;
