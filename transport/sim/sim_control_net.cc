@@ -106,7 +106,7 @@ Status SimControlNet::send(ConnId conn, std::span<const std::byte> message) {
   if (found == ends_.end()) return {Code::not_found, "control connection is closed"};
   if (message.size() > kMessageBytesMax) return {Code::invalid_argument, "control message size"};
   End& end = found->second;
-  if (end.queued_bytes + message.size() > kQueueBytesMax) {
+  if (end.queued_bytes + message.size() > world_.options().control_queue_bytes_max) {
     return {Code::exhausted, "control peer does not read"};
   }
   end.queue.emplace_back(message.begin(), message.end());

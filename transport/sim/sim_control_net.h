@@ -18,8 +18,6 @@ namespace kvl::sim {
 // One per node and life. Same thread as its world, which outlives it.
 class SimControlNet final : public ControlNet {
  public:
-  static constexpr std::size_t kQueueBytesMax = 64u << 20;  // per connection
-
   SimControlNet(SimWorld& world, NodeId node);
   ~SimControlNet() override;
 

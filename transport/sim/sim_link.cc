@@ -12,6 +12,7 @@ namespace {
 constexpr std::uint32_t kOfferMagic = 0x314D4953;   // "SIM1"
 constexpr std::uint32_t kMemoryMagic = 0x4D4D4953;  // "SIMM"
 constexpr int kPacketsPerPoll = 32;
+constexpr std::int64_t kGhostNs = 50'000'000;  // then a peer that is stuck inside is given up
 constexpr std::int64_t kTokenPollNs = 10'000;  // how often an unready token is looked at
 
 }  // namespace
@@ -85,12 +86,48 @@ void SimLink::lose_peer(std::uint64_t id, Code code, bool tell) {
   remotes_.for_each([&](std::uint64_t remote_id, const Remote& remote) {
     if (remote.peer == id) remotes_.erase(remote_id);
   });
+  if (world_.options().fence == Fence::process_exit && peer.accepted) {
+    // As shared memory: shut to new packets, but those of the peer's copy that is under way land.
+    ghosts_[id] = {peer.remote, peer.secret, world_.now_ns(), code, false, peer.exported};
+    peers_.erase(id);
+    return settle_ghosts();
+  }
   peers_.erase(id);
   Event event;
   event.kind = Event::Kind::peer_down;
   event.code = code;
   event.peer = PeerId{id};
   events_.push_back(event);
+}
+
+// Whether packets of ours to the peer are on their way.
+bool SimLink::sends_to(std::uint64_t peer_id) const {
+  const Peer* const peer = peers_.find(peer_id);
+  return peer != nullptr && std::ranges::any_of(peer->batches, [this](std::uint64_t batch) {
+           return batches_.find(batch)->inflight > 0;
+         });
+}
+
+void SimLink::settle_ghosts() {
+  for (auto& [id, ghost] : ghosts_) {
+    if (ghost.told) continue;
+    const SimLink* const there = world_.link(ghost.remote.link);
+    const bool outside =
+        there == nullptr || !world_.alive(ghost.remote.port) || !there->sends_to(ghost.remote.peer);
+    if (!outside && world_.now_ns() < ghost.closed_ns + kGhostNs) continue;
+    ghost.told = true;
+    Event event;
+    event.kind = Event::Kind::peer_down;
+    event.code = outside ? ghost.code : Code::timed_out;
+    event.peer = PeerId{id};
+    events_.push_back(event);
+  }
+}
+
+void SimLink::on_lanes_broken(NodeId other) {
+  peers_.for_each([&](std::uint64_t id, const Peer& peer) {
+    if (peer.accepted && peer.remote.port.node == other) lose_peer(id, Code::peer_lost, false);
+  });
 }
 
 void SimLink::on_device_dead() {
@@ -250,6 +287,7 @@ std::size_t SimLink::poll(std::span<Event> events) {
   if (!world_.alive(port_)) return 0;
   const std::int64_t now_ns = world_.now_ns();
   int budget = kPacketsPerPoll;
+  settle_ghosts();
   peers_.for_each([&](std::uint64_t id, Peer& peer) {
     if (!peer.up) {
       if (now_ns >= peer.deadline_ns) lose_peer(id, Code::timed_out, true);

@@ -45,6 +45,7 @@ class SimLink final : public Link {
   // For the world.
   const Port& port() const { return port_; }
   void on_device_dead();
+  void on_lanes_broken(NodeId other);
 
  private:
   // How the other side is addressed: a Link, a peer of it, and the secret it gave us.
@@ -52,6 +53,7 @@ class SimLink final : public Link {
     Port port;
     std::uint64_t link = 0, peer = 0, secret = 0;
   };
+  using Grants = std::set<std::uint64_t>;
   struct Peer {
     Address remote;
     std::uint64_t secret = 0;  // ours: packets that come without it are dropped
@@ -60,7 +62,7 @@ class SimLink final : public Link {
     bool heard = false;     // the remote has accepted us
     bool up = false;
     std::deque<std::uint64_t> batches;  // in order of post
-    std::set<std::uint64_t> exported;   // memories of ours that it may name
+    Grants exported;                    // memories of ours that it may name
   };
   struct MemoryState {
     Memory memory;
@@ -100,6 +102,10 @@ class SimLink final : public Link {
     std::vector<std::byte> payload;
     std::uint64_t bytes = 0;
     Code code = Code::ok;  // in the answer
+    std::uint64_t sender_link = 0, sender_peer = 0;
+    std::int64_t sent_ns = 0;
+    // What the receivers' filters of repeated packets remember.
+    bool applied = false, answered = false;
   };
   using PacketPtr = std::shared_ptr<Packet>;
 
@@ -117,7 +123,8 @@ class SimLink final : public Link {
 
   // Sending (sim_packets.cc).
   template <typename F>
-  void at_remote(std::uint64_t peer_id, const Address& remote, std::uint64_t bytes, F f);
+  void at_remote(std::uint64_t peer_id, const Address& remote, std::uint64_t bytes, F f,
+                 bool repeats = false);
   void say_hello(std::uint64_t peer_id, const Peer& peer);
   void say_bye(const Peer& peer);
   void send_packet(std::uint64_t id, BatchState& state);
@@ -127,8 +134,17 @@ class SimLink final : public Link {
 
   // Receiving: the other side's packets call these.
   bool admit(std::uint64_t peer_id, std::uint64_t secret);
-  void on_data(std::uint64_t peer_id, const PacketPtr& packet);
-  Code apply(const Peer& peer, const Run& run, Direction direction, std::byte* payload);
+  bool admit_ghost(std::uint64_t peer_id, std::uint64_t secret, const Packet& packet) const;
+  bool sender_has_closed(const Packet& packet) const;
+  bool sends_to(std::uint64_t peer_id) const;
+  void settle_ghosts();
+  void move(const PacketPtr& packet, const Grants& granted, NodeId sender);
+  void on_data(std::uint64_t peer_id, bool ghost, const PacketPtr& packet, NodeId sender);
+  Code apply(const Run& run, const Grants& granted, Direction direction, std::byte* payload,
+             NodeId sender);
+  void observe(Touch touch, const std::byte* data, std::uint64_t bytes, NodeId other) const {
+    if (Observer* const o = world_.observer()) o->touched(port_.node, touch, data, bytes, other);
+  }
   void on_answer(const Packet& packet);
   void on_note_answer(std::uint64_t batch);
 
@@ -141,6 +157,16 @@ class SimLink final : public Link {
   SlotMap<Remote> remotes_;
   SlotMap<BatchState> batches_;
   std::map<std::uint64_t, std::uint64_t> by_ticket_;
+  // Fence::process_exit: closed peers whose last packets may still land.
+  struct Ghost {
+    Address remote;
+    std::uint64_t secret = 0;
+    std::int64_t closed_ns = 0;
+    Code code = Code::ok;
+    bool told = false;  // peer_down has been shown
+    Grants exported;
+  };
+  std::map<std::uint64_t, Ghost> ghosts_;  // by peer
   std::deque<Event> events_;
   Counter bytes_, packets_, refused_;
 };

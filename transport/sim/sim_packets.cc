@@ -10,12 +10,20 @@ namespace {
 constexpr std::uint64_t kHeaderBytes = 64;
 constexpr std::size_t kRunsPerPacket = 1024;
 
+// What a broken NIC or bus does to data now and then.
+void corrupt(SimWorld& world, std::vector<std::byte>& payload) {
+  if (world.options().corrupt <= 0 || payload.empty()) return;
+  if (world.uniform() >= world.options().corrupt) return;
+  payload[world.below(payload.size())] ^= std::byte{0x40};
+}
+
 }  // namespace
 
 // Runs f at the other side, if our connection still exists there; a reset comes back if it does
 // not.
 template <typename F>
-void SimLink::at_remote(std::uint64_t peer_id, const Address& remote, std::uint64_t bytes, F f) {
+void SimLink::at_remote(std::uint64_t peer_id, const Address& remote, std::uint64_t bytes, F f,
+                        bool repeats) {
   const auto lose = [&world = world_, link = id_, peer_id] {
     SimLink* const self = world.link(link);
     if (self != nullptr && self->peers_.find(peer_id) != nullptr) {
@@ -32,7 +40,7 @@ void SimLink::at_remote(std::uint64_t peer_id, const Address& remote, std::uint6
           world.transmit(remote.port, me, kHeaderBytes, lose, [] {});
         }
       },
-      lose);
+      lose, repeats);
 }
 
 // Whatever comes from the peer proves that it has accepted us.
@@ -100,39 +108,93 @@ void SimLink::send_packet(std::uint64_t id, BatchState& state) {
   packets_.add();
   if (batch.direction == Direction::write) {
     packet->payload.reserve(packet->bytes);
+    const NodeId to = peers_.find(batch.peer.value)->remote.port.node;
     for_each_local(state, packet->from, packet->bytes,
                    [&](const std::byte* data, std::uint64_t length) {
+                     observe(Touch::local_read, data, length, to);
                      packet->payload.insert(packet->payload.end(), data, data + length);
                    });
   }
-  const std::uint64_t peer_id = batch.peer.value;
-  at_remote(
-      peer_id, peers_.find(peer_id)->remote, kHeaderBytes + packet->payload.size(),
-      [packet](SimLink& there, std::uint64_t their_peer) { there.on_data(their_peer, packet); });
+  packet->sender_link = id_;
+  packet->sent_ns = world_.now_ns();
+  packet->sender_peer = batch.peer.value;
+  if (batch.direction == Direction::write) corrupt(world_, packet->payload);
+  const Address& remote = peers_.find(batch.peer.value)->remote;
+  const auto lose = [&world = world_, link = id_, peer_id = batch.peer.value] {
+    SimLink* const self = world.link(link);
+    if (self != nullptr && self->peers_.find(peer_id) != nullptr) {
+      self->lose_peer(peer_id, Code::peer_lost, false);
+    }
+  };
+  world_.transmit(
+      port_, remote.port, kHeaderBytes + packet->payload.size(),
+      [&world = world_, me = port_, remote, lose, packet] {
+        SimLink* const there = world.link(remote.link);
+        const bool ghost =
+            there != nullptr && there->admit_ghost(remote.peer, remote.secret, *packet);
+        if (there != nullptr && (ghost || there->admit(remote.peer, remote.secret))) {
+          there->on_data(remote.peer, ghost, packet, me.node);
+        } else {
+          world.transmit(remote.port, me, kHeaderBytes, lose, [] {});
+        }
+      },
+      lose, true);
 }
 
-void SimLink::on_data(std::uint64_t peer_id, const PacketPtr& packet) {
+// A closed peer whose copy was under way.
+bool SimLink::admit_ghost(std::uint64_t peer_id, std::uint64_t secret, const Packet& packet) const {
+  const auto found = ghosts_.find(peer_id);
+  return found != ghosts_.end() && found->second.secret == secret &&
+         packet.sent_ns <= found->second.closed_ns;
+}
+
+// Where only the sender's own end fences (Fence::process_exit), nothing is on its way after it.
+bool SimLink::sender_has_closed(const Packet& packet) const {
+  if (world_.options().fence == Fence::immediate) return false;
+  const SimLink* const sender = world_.link(packet.sender_link);
+  return sender == nullptr || sender->peers_.find(packet.sender_peer) == nullptr;
+}
+
+// A ghost gets no answer.
+void SimLink::on_data(std::uint64_t peer_id, bool ghost, const PacketPtr& packet, NodeId sender) {
+  if (sender_has_closed(*packet)) return;
+  if (!packet->applied) {
+    packet->applied = true;
+    move(packet, ghost ? ghosts_.find(peer_id)->second.exported : peers_.find(peer_id)->exported,
+         sender);
+  }
+  // Applying may not be repeated, answering may be: the answer is a packet of its own.
+  const Peer* const peer = ghost ? nullptr : peers_.find(peer_id);
+  if (peer == nullptr || !peer->accepted) return;
+  at_remote(
+      peer_id, peer->remote, kHeaderBytes + packet->payload.size(),
+      [packet](SimLink& there, std::uint64_t) {
+        if (packet->answered) return;
+        packet->answered = true;
+        there.on_answer(*packet);
+      },
+      true);
+}
+
+void SimLink::move(const PacketPtr& packet, const Grants& granted, NodeId sender) {
   if (packet->direction == Direction::read) packet->payload.resize(packet->bytes);
   std::byte* payload = packet->payload.data();
-  const Peer* const peer = peers_.find(peer_id);
   for (const Run& run : packet->runs) {
-    const Code code = apply(*peer, run, packet->direction, payload);
+    const Code code = apply(run, granted, packet->direction, payload, sender);
     if (code != Code::ok) refused_.add();
     if (packet->code == Code::ok) packet->code = code;
     payload += run.end - run.begin;
   }
   if (packet->direction == Direction::write) packet->payload.clear();
-  // Applying may not be repeated, answering may be: the answer is a packet of its own.
-  if (!peer->accepted) return;
-  at_remote(peer_id, peer->remote, kHeaderBytes + packet->payload.size(),
-            [packet](SimLink& there, std::uint64_t) { there.on_answer(*packet); });
+  if (packet->direction == Direction::read) corrupt(world_, packet->payload);
 }
 
 // A run is judged as a whole before any byte of it moves.
-Code SimLink::apply(const Peer& peer, const Run& run, Direction direction, std::byte* payload) {
+Code SimLink::apply(const Run& run, const Grants& granted, Direction direction, std::byte* payload,
+                    NodeId sender) {
   const MemoryState* const state = memories_.find(run.key);
   if (state == nullptr) return Code::invalid_argument;
-  if (!peer.exported.contains(run.key)) return Code::permission;
+  if (!granted.contains(run.key)) return Code::permission;
   const Access wanted = direction == Direction::write ? Access::remote_write : Access::remote_read;
   if (!allows(state->memory.access, wanted)) return Code::permission;
   if (!run_inside(run, state->memory.bytes)) return Code::invalid_argument;
@@ -141,6 +203,8 @@ Code SimLink::apply(const Peer& peer, const Run& run, Direction direction, std::
     const std::uint64_t length = std::min(run.bytes - in_piece, run.end - position);
     std::byte* const here =
         state->memory.data + run.offset + position / run.bytes * run.stride + in_piece;
+    observe(direction == Direction::write ? Touch::remote_write : Touch::remote_read, here, length,
+            sender);
     std::memcpy(direction == Direction::write ? here : payload,
                 direction == Direction::write ? payload : here, length);
     payload += length;
@@ -158,7 +222,9 @@ void SimLink::on_answer(const Packet& packet) {
     bytes_.add(packet.bytes);
     if (packet.direction == Direction::read) {
       const std::byte* from = packet.payload.data();
+      const NodeId source = peer_of(state->batch.peer)->remote.port.node;
       for_each_local(*state, packet.from, packet.bytes, [&](std::byte* data, std::uint64_t length) {
+        observe(Touch::local_write, data, length, source);
         std::memcpy(data, from, length);
         from += length;
       });

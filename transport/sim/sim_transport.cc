@@ -16,7 +16,7 @@ std::vector<Device> SimTransport::devices() {
     device.domain = "sim";
     device.caps = Cap::write | Cap::read | Cap::notify | Cap::host_memory | Cap::inter_node;
     device.limits.batches_inflight_max = world_.options().batches_inflight_max;
-    device.fence = Fence::immediate;
+    device.fence = world_.options().fence;
     device.bytes_per_second = world_.options().bytes_per_second;
     all.push_back(std::move(device));
   }

@@ -1,8 +1,13 @@
 // The event queue and the fate of packets.
 #include "transport/sim/sim_world.h"
 
+#include <sys/eventfd.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstdio>
 
 #include "transport/sim/sim_control_net.h"
 #include "transport/sim/sim_link.h"
@@ -10,6 +15,10 @@
 namespace kvl::sim {
 
 SimWorld::SimWorld(const SimOptions& options) : options_(options), random_(options.seed) {}
+
+SimWorld::~SimWorld() {
+  for (const auto& [pid, fd] : watched_) ::close(fd);
+}
 
 bool SimWorld::step() {
   if (queue_.empty()) return false;
@@ -46,8 +55,18 @@ void SimWorld::heal(NodeId a, NodeId b) {
   cut_.erase({b, a});
 }
 
+void SimWorld::break_lanes(NodeId a, NodeId b) {
+  for (const auto& [id, link] : links_) {
+    const NodeId here = link->port().node;
+    if (here == a || here == b) link->on_lanes_broken(here == a ? b : a);
+  }
+  stir(a);
+  stir(b);
+}
+
 void SimWorld::kill_device(NodeId node, std::uint32_t device) {
   dead_devices_.insert({node, device});
+  stir(node);
   for (const auto& [id, link] : links_) {
     if (link->port().node == node && link->port().device == device) link->on_device_dead();
   }
@@ -58,7 +77,29 @@ void SimWorld::crash(NodeId node, Crash kind) {
   record(kind == Crash::process ? "crash" : "machine down", here, here, here.life);
   SimControlNet* const control = net(node);
   if (control != nullptr && kind == Crash::process) control->close_all();
+  std::erase_if(watched_, [this, died = pid(node)](const auto& watch) {
+    if (watch.first != died) return false;
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const ssize_t n = ::write(watch.second, &one, sizeof(one));
+    ::close(watch.second);
+    return true;
+  });
   nodes_[node].up = false;
+}
+
+std::int32_t SimWorld::pid(NodeId node) const {
+  const auto found = nodes_.find(node);
+  const std::uint32_t life = found == nodes_.end() ? 1 : found->second.life;
+  return static_cast<std::int32_t>(node * 1000 + life);
+}
+
+int SimWorld::open_process(std::int32_t pid) {
+  const auto node = static_cast<NodeId>(pid) / 1000;
+  const auto found = nodes_.find(node);
+  const bool lives = found == nodes_.end() || (found->second.up && this->pid(node) == pid);
+  const int fd = ::eventfd(lives ? 0 : 1, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (fd >= 0 && lives) watched_.emplace_back(pid, ::dup(fd));
+  return fd;
 }
 
 void SimWorld::restart(NodeId node) {
@@ -81,18 +122,18 @@ bool SimWorld::alive(const Port& port) const {
 }
 
 bool SimWorld::passes(const Port& from, const Port& to) const {
-  return alive(to) && !cut_.contains({from.node, to.node}) &&
+  return alive(to) && outlives(from) && !cut_.contains({from.node, to.node}) &&
          !dead_devices_.contains({from.node, from.device}) &&
          !dead_devices_.contains({to.node, to.device});
 }
 
 void SimWorld::transmit(const Port& from, const Port& to, std::uint64_t bytes, Action arrived,
-                        Action lost) {
-  attempt(from, to, bytes, std::move(arrived), std::move(lost), 1);
+                        Action lost, bool repeats) {
+  attempt(from, to, bytes, std::move(arrived), std::move(lost), 1, repeats);
 }
 
 void SimWorld::attempt(const Port& from, const Port& to, std::uint64_t bytes, Action arrived,
-                       Action lost, int tries) {
+                       Action lost, int tries, bool repeats) {
   if (!alive(from)) return;
   // The port sends one packet after the other; then the path delays each on its own.
   std::int64_t& busy_until = busy_until_[{from.node, from.device}];
@@ -112,45 +153,57 @@ void SimWorld::attempt(const Port& from, const Port& to, std::uint64_t bytes, Ac
   }
   const bool dropped = uniform() < options_.drop;
   after(leaves - now_ns() + delay,
-        [this, from, to, bytes, dropped, tries, arrived = std::move(arrived),
+        [this, from, to, bytes, dropped, tries, repeats, arrived = std::move(arrived),
          lost = std::move(lost)]() mutable {
           if (!dropped && passes(from, to)) {
             record("arrive", from, to, bytes);
+            if (repeats && options_.duplicate > 0 && uniform() < options_.duplicate) {
+              after(options_.retransmit_ns, [this, from, to, arrived]() mutable {
+                if (!passes(from, to)) return;
+                record("again", from, to, 0);
+                arrived();
+                stir(to.node);
+              });
+            }
             arrived();
+            stir(to.node);
             return;
           }
           record("drop", from, to, static_cast<std::uint64_t>(tries));
           if (!alive(from)) return;
           if (tries >= options_.tries_max) {
             lost();
+            stir(from.node);
             return;
           }
           after(options_.retransmit_ns << (tries - 1),
-                [this, from, to, bytes, tries, arrived = std::move(arrived),
+                [this, from, to, bytes, tries, repeats, arrived = std::move(arrived),
                  lost = std::move(lost)]() mutable {
-                  attempt(from, to, bytes, std::move(arrived), std::move(lost), tries + 1);
+                  attempt(from, to, bytes, std::move(arrived), std::move(lost), tries + 1, repeats);
                 });
         });
 }
 
 void SimWorld::record(std::string_view what, const Port& from, const Port& to,
                       std::uint64_t value) {
-  const auto fold = [this](std::uint64_t word) {
-    digest_ = (digest_ ^ word) * 0x9E3779B97F4A7C15U;
-    digest_ ^= digest_ >> 29;
-  };
   for (const char c : what) fold(static_cast<std::uint64_t>(c));
   fold(static_cast<std::uint64_t>(now_ns()));
   fold(std::uint64_t{from.node} << 32 | from.device);
   fold(std::uint64_t{to.node} << 32 | to.device);
   fold(value);
-  if (!options_.trace) return;
+  if (!options_.trace || !options_.trace_packets) return;
   const auto name = [](const Port& p) {
     return std::to_string(p.node) +
            (p.device == Port::kControl ? std::string(".control") : "." + std::to_string(p.device));
   };
-  trace_.push_back(std::to_string(now_ns()) + " ns  " + name(from) + " -> " + name(to) + "  " +
-                   std::string(what) + " " + std::to_string(value));
+  trace_line(name(from) + " -> " + name(to) + "  " + std::string(what) + " " +
+             std::to_string(value));
+}
+
+void SimWorld::trace_line(const std::string& text) {
+  std::array<char, 32> time{};
+  std::snprintf(time.data(), time.size(), "%12.3f us  ", static_cast<double>(now_ns()) / 1e3);
+  trace_.push_back(time.data() + text);
 }
 
 std::uint64_t SimWorld::add_link(SimLink* link) {
