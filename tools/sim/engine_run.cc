@@ -1,6 +1,4 @@
 // The simulated cluster: engines, their memory in slots, random transfers, random faults, checks.
-#include "tools/sim/sim_run.h"
-
 #include <algorithm>
 #include <cstring>
 #include <deque>
@@ -8,6 +6,7 @@
 #include <memory>
 
 #include "kvl/engine.h"
+#include "tools/sim/run.h"
 #include "transport/sim/sim_control_net.h"
 #include "transport/sim/sim_transport.h"
 #include "transport/sim/sim_world.h"
@@ -36,7 +35,8 @@ enum class SlotState : std::uint8_t { free, busy, quarantined };
 
 struct Slot {
   SlotState state = SlotState::free;
-  std::uint64_t tag = 0;  // what its pieces hold; checked while free
+  std::uint64_t tag = 0;     // what its pieces hold; checked while free
+  std::uint32_t writer = 0;  // quarantined: who may still write it
 };
 
 // One process on one node: memory lives as long as the node, the engine as long as the process.
@@ -45,7 +45,8 @@ struct Node {
   std::vector<Slot> slots{kSlots};
   std::unique_ptr<Engine> engine;
   MemoryHandle handle;
-  std::map<std::uint32_t, PeerHandle> peers;  // by node
+  std::map<std::uint32_t, PeerHandle> peers;        // dialed, by node
+  std::map<std::uint64_t, std::uint32_t> accepted;  // nodes that dialed us, by peer
   std::int64_t restart_ns = INT64_MAX;
   std::uint64_t life = 0;
 };
@@ -59,6 +60,14 @@ struct Pending {
   MemoryHandle local, remote;
   std::int64_t due_ns = 0;
   bool cancelled = false;
+  std::uint64_t note = 0;  // the user's number, in memory that lives as long as the transfer
+};
+
+// A transfer that carries a note: what its target must see, once, after the bytes.
+struct Note {
+  std::uint32_t to = 0;
+  std::uint64_t to_life = 0;
+  bool seen = false, ended_ok = false;
 };
 
 class Cluster {
@@ -86,10 +95,13 @@ class Cluster {
       if (report_.steps % 64 == 0) check_memory();
       check_deadlines();
     }
+    for (std::uint32_t i = 0; i < nodes_.size(); ++i) drain(i);
     if (report_.violation.empty()) check_memory();
+    if (report_.violation.empty()) check_notes();
     report_.ok = report_.violation.empty();
     report_.digest = world_.digest();
     report_.virtual_ns = world_.now_ns();
+    report_.requests = static_cast<std::uint32_t>(submitted_);
     report_.trace = world_.trace();
     return std::move(report_);
   }
@@ -98,9 +110,9 @@ class Cluster {
   static sim::SimOptions world_options(const RunOptions& options) {
     sim::SimOptions world;
     world.seed = options.seed;
-    world.trace = options.trace;
+    world.trace = options.trace || options.trace_packets;
     world.packet_bytes_max = 4096;
-    if (options.faults) {
+    if (options.faults && options.noise) {
       std::mt19937_64 random(options.seed);
       world.drop = static_cast<double>(random() % 4) * 0.01;
       world.reorder = static_cast<double>(random() % 30) * 0.01;
@@ -109,6 +121,7 @@ class Cluster {
     return world;
   }
 
+  std::uint32_t devices() const { return options_.devices.value_or(2); }
   std::uint64_t below(std::uint64_t bound) { return random_() % bound; }
   void violate(const std::string& what) {
     if (report_.violation.empty()) {
@@ -129,9 +142,10 @@ class Cluster {
     EngineWorld world;
     world.clock = &world_.clock();
     world.control = std::make_unique<sim::SimControlNet>(world_, index);
-    world.transports.push_back(
-        std::make_unique<sim::SimTransport>(world_, index, options_.devices));
+    world.transports.push_back(std::make_unique<sim::SimTransport>(world_, index, devices()));
     world.seed = options_.seed * 1000 + std::uint64_t{index} * 100 + ++node.life;
+    world.pid = world_.pid(index);
+    world.open_process = [this](std::int32_t pid) { return world_.open_process(pid); };
     auto opened = Engine::open(settings, std::move(world));
     if (!opened) {  // every device of the node is dead just now
       node.restart_ns = world_.now_ns() + 20 * kMs;
@@ -145,6 +159,7 @@ class Cluster {
     node.handle = node.engine->register_memory(memory).value();
     node.restart_ns = INT64_MAX;
     node.peers.clear();
+    node.accepted.clear();
     for (std::uint32_t other = 0; other < nodes_.size(); ++other) {
       if (other == index) continue;
       node.peers[other] = node.engine->connect(sim::SimControlNet::address_of(other)).value();
@@ -163,7 +178,7 @@ class Cluster {
       if (p.from != index) return false;
       // Writes of a dead process may still be on their way to the others.
       if (p.direction == Direction::write)
-        nodes_[p.to].slots[p.slot].state = SlotState::quarantined;
+        quarantine(p.to, p.slot, index);
       else
         release(p.from, p.slot);
       return true;
@@ -179,6 +194,10 @@ class Cluster {
         node.memory[piece_at(slot, i) + b] = stamp(tags_, i * kPieceBytes + b);
       }
     }
+  }
+  void quarantine(std::uint32_t index, std::uint32_t slot, std::uint32_t writer) {
+    nodes_[index].slots[slot].state = SlotState::quarantined;
+    nodes_[index].slots[slot].writer = writer;
   }
   void release(std::uint32_t index, std::uint32_t slot) {
     nodes_[index].slots[slot].state = SlotState::free;
@@ -269,10 +288,16 @@ class Cluster {
     t.remotes = {&p->remote, 1};
     t.timeout_ms = kTimeoutMs;
     t.user = ++submitted_;
+    p->note = t.user;
+    if (p->direction == Direction::write && below(2) == 0) {
+      t.note = std::as_bytes(std::span(&p->note, 1));
+      notes_[t.user] = {to, b.life, false, false};
+    }
     const auto id = a.engine->submit(t);
     if (!id) {
       target.slots[p->slot].state = SlotState::free;
       origin.slots[p->source].state = SlotState::free;
+      notes_.erase(t.user);
       return;
     }
     p->due_ns = world_.now_ns() + (kTimeoutMs + kGraceMs) * kMs;
@@ -306,7 +331,7 @@ class Cluster {
         world_.clog(a, b, heal_ns);
         return;
       case 3: {
-        const auto device = static_cast<std::uint32_t>(below(options_.devices));
+        const auto device = static_cast<std::uint32_t>(below(devices()));
         world_.kill_device(a, device);
         world_.after(heal_ns, [this, a, device] { world_.revive_device(a, device); });
         return;
@@ -336,17 +361,63 @@ class Cluster {
     const std::size_t count = node.engine->poll(events);
     for (std::size_t i = 0; i < count; ++i) {
       if (events[i].kind == EngineEvent::Kind::transfer) on_transfer(index, events[i]);
-      if (events[i].kind == EngineEvent::Kind::peer_down && events[i].fenced) unquarantine(index);
+      if (events[i].kind == EngineEvent::Kind::note) on_note(index, events[i]);
+      if (events[i].kind == EngineEvent::Kind::peer_up) on_peer_up(index, events[i].peer);
+      if (events[i].kind == EngineEvent::Kind::peer_down && events[i].fenced) {
+        unquarantine(index, events[i].peer);
+      }
     }
   }
 
-  // A peer of this node is fenced: what is quarantined here because of lost peers is free again
-  // (with more than two nodes only when the writer is known; the checker keeps it simple and waits
-  // for the end of the run otherwise).
-  void unquarantine(std::uint32_t index) {
-    if (nodes_.size() != 2) return;
+  // A peer of this node is fenced: what it might still have written is free again. Only what was in
+  // quarantine before: a later connection of the same life may have written the rest.
+  void unquarantine(std::uint32_t index, PeerHandle peer) {
+    Node& node = nodes_[index];
+    const auto writer = node.accepted.find(peer.value);
+    if (writer == node.accepted.end()) return;
     for (std::uint32_t slot = 0; slot < kSlots; ++slot) {
-      if (nodes_[index].slots[slot].state == SlotState::quarantined) release(index, slot);
+      if (node.slots[slot].state == SlotState::quarantined &&
+          node.slots[slot].writer == writer->second) {
+        release(index, slot);
+      }
+    }
+  }
+  // Writes come over connections that the writer has dialed.
+  void on_peer_up(std::uint32_t index, PeerHandle peer) {
+    Node& node = nodes_[index];
+    const bool dialed =
+        std::ranges::any_of(node.peers, [peer](const auto& entry) { return entry.second == peer; });
+    const auto info = node.engine->describe(peer);
+    if (dialed || !info.ok()) return;
+    for (std::uint32_t other = 0; other < nodes_.size(); ++other) {
+      if (info->address == sim::SimControlNet::address_of(other)) node.accepted[peer.value] = other;
+    }
+  }
+
+  void on_note(std::uint32_t index, const EngineEvent& event) {
+    std::uint64_t user = 0;
+    if (event.data.size() != sizeof(user)) return violate("note: not what was sent");
+    std::memcpy(&user, event.data.data(), sizeof(user));
+    const auto found = notes_.find(user);
+    if (found == notes_.end() || found->second.to != index) {
+      return violate("note: of no transfer to this process");
+    }
+    if (found->second.seen) return violate("note: " + std::to_string(user) + " was shown twice");
+    found->second.seen = true;
+    const auto entry = pending_.find(user);
+    if (entry == pending_.end()) return;  // its pages may have another user by now
+    const std::string where = differs(nodes_[index], entry->second->slot, entry->second->tag);
+    if (!where.empty()) {
+      violate("note: " + std::to_string(user) + " was shown before the data: " + where);
+    }
+  }
+  // ok says that the target has it: whoever lives on must have been shown it.
+  void check_notes() {
+    for (const auto& [user, note] : notes_) {
+      if (note.ended_ok && !note.seen && note.to_life == nodes_[note.to].life &&
+          nodes_[note.to].engine != nullptr) {
+        return violate("note: " + std::to_string(user) + " was lost");
+      }
     }
   }
 
@@ -364,6 +435,9 @@ class Cluster {
     origin.slots[p.source].state = SlotState::free;
     if (event.code == Code::ok) {
       ++report_.done;
+      if (const auto note = notes_.find(event.user); note != notes_.end()) {
+        note->second.ended_ok = true;
+      }
       const std::string where = differs(target, p.slot, p.tag);
       if (!where.empty()) {
         return violate("transfer " + std::to_string(event.user) + " ended as ok, but " + where +
@@ -379,7 +453,7 @@ class Cluster {
     if (event.physical == Physical::quarantined) {
       ++report_.quarantined;
       if (p.direction == Direction::read) return violate("a read left local pages in quarantine");
-      target.slots[p.slot].state = SlotState::quarantined;
+      quarantine(target_index, p.slot, index);
       return;
     }
     release(target_index, p.slot);
@@ -420,6 +494,7 @@ class Cluster {
   std::deque<Node> nodes_;
   std::map<std::uint64_t, std::unique_ptr<Pending>> pending_;
   std::map<std::uint64_t, TransferId> ids_;
+  std::map<std::uint64_t, Note> notes_;
   std::uint64_t submitted_ = 0;
   std::uint64_t tags_ = 0;
   RunReport report_;
@@ -427,6 +502,6 @@ class Cluster {
 
 }  // namespace
 
-RunReport run(const RunOptions& options) { return Cluster(options).run(); }
+RunReport run_engines(const RunOptions& options) { return Cluster(options).run(); }
 
 }  // namespace kvl::simulation
