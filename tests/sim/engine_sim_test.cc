@@ -2,15 +2,16 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/log_guard.h"
-#include "tools/sim/sim_run.h"
+#include "tools/sim/run.h"
 
 namespace kvl::simulation {
 namespace {
 
 TEST(EngineSim, WithoutFaultsEverythingArrives) {
   for (std::uint64_t seed = 1; seed <= 10; ++seed) {
-    const RunReport report = run({.seed = seed, .faults = false});
-    ASSERT_TRUE(report.ok) << "kvlane sim --seed " << seed << ": " << report.violation;
+    const RunReport report = run({.seed = seed, .world = World::engines, .faults = false});
+    ASSERT_TRUE(report.ok) << "kvlane sim --world engines --seed " << seed << ": "
+                           << report.violation;
     EXPECT_GT(report.done, 0U);
     EXPECT_EQ(report.quarantined, 0U);
   }
@@ -20,8 +21,9 @@ TEST(EngineSim, WithFaultsNothingIsWrongAndEverythingEnds) {
   const test::ExpectLog unreachable("peer.no_common_transport");
   std::uint64_t done = 0, failed = 0;
   for (std::uint64_t seed = 1; seed <= 200; ++seed) {
-    const RunReport report = run({.seed = seed});
-    ASSERT_TRUE(report.ok) << "kvlane sim --seed " << seed << ": " << report.violation;
+    const RunReport report = run({.seed = seed, .world = World::engines});
+    ASSERT_TRUE(report.ok) << "kvlane sim --world engines --seed " << seed << ": "
+                           << report.violation;
     done += report.done;
     failed += report.failed;
   }
@@ -31,7 +33,8 @@ TEST(EngineSim, WithFaultsNothingIsWrongAndEverythingEnds) {
 
 TEST(EngineSim, EqualSeedsAreEqualRuns) {
   for (std::uint64_t seed : {3U, 17U}) {
-    EXPECT_EQ(run({.seed = seed}).digest, run({.seed = seed}).digest);
+    EXPECT_EQ(run({.seed = seed, .world = World::engines}).digest,
+              run({.seed = seed, .world = World::engines}).digest);
   }
 }
 

@@ -21,12 +21,13 @@ class Reading final : public MetricVisitor {
  public:
   explicit Reading(std::string_view name) : name_(name) {}
   void counter(std::string_view name, std::string_view, const MetricLabels&, double v) override {
-    if (name == name_) value += v;
+    if (name == name_) value += v, found = true;
   }
   void gauge(std::string_view name, std::string_view, const MetricLabels&, double v) override {
-    if (name == name_) value += v;
+    if (name == name_) value += v, found = true;
   }
   double value = 0;
+  bool found = false;
 
  private:
   std::string_view name_;
@@ -452,8 +453,9 @@ std::string RankProcess::leftovers() const {
     return name() + ": the pool is not whole";
   }
   if (!client_->registered()) return name() + " is not registered";
-  Reading transfers("kvl_transfers_inflight");
+  Reading transfers("kvlane_transfers_inflight");
   engine_->visit_metrics(transfers);
+  if (!transfers.found) return "the engine has no gauge of its transfers";
   return transfers.value == 0 ? "" : name() + " has transfers in flight";
 }
 
