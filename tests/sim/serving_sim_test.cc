@@ -37,7 +37,7 @@ struct ServingSim : testing::Test {
   test::ExpectLog renewals{"bootstrap.renewal_failed"};
   test::ExpectLog unreachable{"peer.no_common_transport"};
   test::ExpectLog rails{"rail."};
-  test::ExpectLog outbox{"handoff.outbox_full"};
+  test::ExpectLog handoffs{"handoff."};
 };
 
 TEST_F(ServingSim, WithoutFaultsEverythingArrives) {

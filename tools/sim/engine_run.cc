@@ -340,7 +340,7 @@ class Cluster {
         if (nodes_[a].engine) crash(a);
         return;
       default:
-        return;
+        return world_.break_lanes(a, b);
     }
     world_.after(heal_ns, [this, a, b] { world_.heal(a, b); });
   }

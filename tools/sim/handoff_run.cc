@@ -209,7 +209,9 @@ class Cluster final : public sim::Observer {
         return;
       }
       case FaultKind::lanes:
-        return world_.break_lanes(a, b);
+        world_.break_lanes(a, b);
+        if (fault.c % 2 == 0) world_.break_lanes(b, a);
+        return;
       case FaultKind::crash:
       case FaultKind::machine:
         if (!processes_[a]->up()) return;

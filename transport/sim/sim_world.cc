@@ -57,11 +57,9 @@ void SimWorld::heal(NodeId a, NodeId b) {
 
 void SimWorld::break_lanes(NodeId a, NodeId b) {
   for (const auto& [id, link] : links_) {
-    const NodeId here = link->port().node;
-    if (here == a || here == b) link->on_lanes_broken(here == a ? b : a);
+    if (link->port().node == a) link->on_lanes_broken(b);
   }
   stir(a);
-  stir(b);
 }
 
 void SimWorld::kill_device(NodeId node, std::uint32_t device) {

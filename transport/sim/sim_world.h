@@ -116,7 +116,8 @@ class SimWorld {
   void unclog_all() { clogged_until_.clear(); }
   // Packets wait on the path until the time is over; nothing is lost.
   void clog(NodeId from, NodeId to, std::int64_t ns) { clogged_until_[{from, to}] = now_ns() + ns; }
-  // Every connection between Links of two nodes breaks; new ones may be made at once.
+  // Every connection of the Links of `a` with those of `b` breaks at a's end: b notices later, and
+  // what is on its way still lands there. New ones may be made at once.
   void break_lanes(NodeId a, NodeId b);
   // A NIC or its cable dies: its Link loses every peer at once, the other sides notice in time.
   void kill_device(NodeId node, std::uint32_t device);
