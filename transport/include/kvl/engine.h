@@ -152,7 +152,6 @@ struct EngineWorld {
   std::function<int(std::int32_t pid)> open_process;  // default: a pidfd
 };
 
-
 class Engine {
  public:
   // Fails with the reason: unavailable (require= cannot be met, port in use), invalid_argument
