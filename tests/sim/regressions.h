@@ -1,5 +1,5 @@
-// Seeds that once found a bug in the product, and the bug. Putting it back is a mutation in
-// tests/mutations of the same name, so it stays proven that they would find it again.
+// Seeds that once found a bug in the product, and the bug. Where a mutation in tests/mutations puts
+// it back, its name stands here.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,10 @@ inline constexpr Regression kRegressions[] = {
     {3, "early_accept_outlives_its_abort",
      "decode's abort for a room that prefill had not opened was answered with quiet, but the kept "
      "accept was still acted upon: prefill wrote into pages that had been given back"},
+    {1054, "",
+     "a write lost on a process_exit Link was never proven: after a reconnect between living "
+     "processes decode's pages stayed in quarantine for ever"},
+    {1244, "", "the same, with a peer that was given up while stuck inside our memory"},
 };
 
 }  // namespace kvl::simulation
