@@ -41,7 +41,9 @@ Seeds seeds_worker_wire() {
   using namespace worker;
   ComputeJob job{.id = 3};
   job.batch = {Segment{.tokens = {1, 2, 3}, .pages = {4}, .logits = true}};
-  job.kv = {.content = {512, {7, 8}}, .pages = {1, 2}, .end_token = 900};
+  job.kv.content.chain = {7, 8};
+  job.kv.pages = {1, 2};
+  job.kv.end_token = 900;
   OpenDecode open{.room = 5, .tokens = 100, .deadline_ms = 1000, .pages = {1, 2}};
   open.sources = {{{"10.0.0.1:1", 2}, {"10.0.0.2:1", 2}}, {}};
   RankOutput output{.job = 3, .rank = 1, .logits = {{0.5F, 1.5F}}, .wrong_pages = {2}};
