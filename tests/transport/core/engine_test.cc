@@ -149,7 +149,14 @@ TEST_P(EngineTest, AnOuterLoopSleepsOnTheEventDescriptor) {
       ::epoll_wait(outer, &ready, 1, 30'000);
     }
   });
+  std::uint64_t slept = 0;
   for (int round = 0; round < kRounds && !HasFailure(); ++round) {
+    // Only once the target has gone to sleep again.
+    const SteadyClock clock;
+    const std::int64_t end_ns = clock.now_ns() + 20'000'000'000;
+    const std::uint64_t before = slept;
+    while (sleeps == before && clock.now_ns() < end_ns) std::this_thread::yield();
+    slept = sleeps;
     const std::byte note[1] = {static_cast<std::byte>(round)};
     Transfer t = c.transfer(ops);
     t.note = note;
