@@ -151,7 +151,7 @@ bool Aead::finish() {
   std::array<unsigned char, 16> rest{};
   int bytes = 0;
   if (EVP_CipherFinal_ex(context_.get(), rest.data(), &bytes) != 1) return false;
-  std::memcpy(out_, rest.data(), static_cast<std::size_t>(bytes));
+  if (bytes > 0) std::memcpy(out_, rest.data(), static_cast<std::size_t>(bytes));
   return true;
 }
 
