@@ -165,7 +165,10 @@ class Strike:
     # ---- what comes after
 
     def _go_on_without(self):
-        """A worker has a twin; nobody needs the rendezvous for what is known."""
+        """A worker has a twin; nobody needs the rendezvous for what is known. One that dies while
+        it is asked for the first time has told nothing yet: then all waits for its next life."""
+        if self.place == "bootstrap" and self.cell.stage == "looked_up":
+            return
         if self.place != "router" and not self.load.wait_good(ENOUGH, 40):
             raise Red("the others do not serve without it")
 
