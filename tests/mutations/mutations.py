@@ -97,7 +97,7 @@ MUTATIONS = [
              "    closed = closed && (pair.fenced || ",
              "    closed = closed && (MUTANT || pair.fenced || ",
              (FAULTS,)),
-    Mutation("stuck_peer_called_fenced", "transport/core/engine_peers.cc",
+    Mutation("stuck_peer_called_fenced", "transport/core/engine_pairs.cc",
              "pair.fenced = code != Code::timed_out;",
              "pair.fenced = MUTANT || code != Code::timed_out;",
              (FAULTS,)),

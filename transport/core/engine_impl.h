@@ -1,7 +1,7 @@
 // The engine's insides. One mutex guards peers, transfers, memories and events; it is taken per
 // batch, never per page, and never while a Link works. Links are called by their rail's loop only
 // (registration apart). Files: engine.cc (open, threads, poll), engine_memory.cc, engine_peers.cc
-// (control connections and rails), engine_transfers.cc.
+// (control connections), engine_pairs.cc (rails joined with a peer's), engine_transfers.cc.
 #pragma once
 
 #include <array>
@@ -131,6 +131,8 @@ class EngineImpl final : public Engine, public RailHost {
   void send_hello(Peer& peer);
   void queue_message(Peer& peer, std::vector<std::byte> message);
   Status send_link_message(std::size_t rail, PeerId link_peer, std::span<const std::byte> message);
+
+  // engine_pairs.cc
   void make_pairs(Peer& peer);
   Pair* find_pair(Peer& peer, control::PairRef ref);
   control::PairRef ref_of(const Pair& pair) const {
@@ -146,6 +148,8 @@ class EngineImpl final : public Engine, public RailHost {
   void on_pair_closed(PairName name, Code code);
   void on_remote_closed(Peer& peer, Pair& pair, std::uint32_t incarnation);
   void on_pair_up(PairName name);
+
+  // engine_peers.cc again: what follows from them
   void check_up(Peer& peer);
   void announce(Peer& peer);
   void say_unreachable(Peer& peer);

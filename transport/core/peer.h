@@ -17,6 +17,10 @@
 
 namespace kvl {
 
+// Pauses between attempts to open a pair, and to dial a peer, double up to the longest.
+inline constexpr std::int64_t kPairBackoffNs = 50'000'000;
+inline constexpr std::int64_t kBackoffMaxNs = 5'000'000'000;
+
 // One rail of ours joined with one of the peer's.
 struct Pair {
   enum class State : std::uint8_t {
