@@ -14,9 +14,6 @@ constexpr std::string_view kFromDialer = "kvlane auth 1 from dialer";
 constexpr std::string_view kFromListener = "kvlane auth 1 from listener";
 constexpr std::string_view kData = "kvlane auth 1 data";
 
-const Status kWrongSecret{Code::permission,
-                          "the peer does not know our secret; give both sides the same secret"};
-
 crypto::Digest prove(std::string_view what, const crypto::Key& master,
                      const crypto::Digest& transcript) {
   return crypto::hmac(master, {crypto::bytes_of(what), transcript});

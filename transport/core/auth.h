@@ -20,6 +20,9 @@
 
 namespace kvl::auth {
 
+inline constexpr Status kWrongSecret{
+    Code::permission, "the peer does not know our secret; give both sides the same secret"};
+
 // What both sides know after a handshake and nobody else does.
 struct SessionKeys {
   crypto::Key from_dialer, from_listener;  // control messages, by who sends them

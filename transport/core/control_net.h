@@ -34,7 +34,7 @@ struct ControlEvent {
 class ControlNet {
  public:
   static constexpr std::size_t kMessageBytesMax = 16u << 20;
-  // Until limit() says otherwise: nobody knows yet who is there.
+  // Until limit() says otherwise: nobody knows yet who is there. The largest hello fits.
   static constexpr std::size_t kStrangerBytesMax = 256u << 10;
   virtual ~ControlNet() = default;
   // The address others dial: "10.0.0.1:4711", "[::1]:4711"; port resolved.

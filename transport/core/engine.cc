@@ -455,7 +455,7 @@ void EngineImpl::visit_metrics(MetricVisitor& visitor) const {
   visitor.counter("kvlane_piece_retries_total", "Pieces posted again on another path.", {},
                   static_cast<double>(retries_.value()));
   const auto by_code = [&](std::string_view name, std::string_view help, const char* label,
-                           const std::array<Counter, kCodes>& counters) {
+                           const CountByCode& counters) {
     for (std::size_t code = 0; code < kCodes; ++code) {
       if (code > 0 && counters[code].value() == 0) continue;  // a series appears with its first
       visitor.counter(name, help, {{label, std::string(to_string(static_cast<Code>(code)))}},

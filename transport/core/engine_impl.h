@@ -4,6 +4,7 @@
 // (control connections), engine_pairs.cc (rails joined with a peer's), engine_transfers.cc.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <condition_variable>
@@ -131,6 +132,18 @@ class EngineImpl final : public Engine, public RailHost {
   void send_hello(Peer& peer);
   void queue_message(Peer& peer, std::vector<std::byte> message);
   Status send_link_message(std::size_t rail, PeerId link_peer, std::span<const std::byte> message);
+  void check_up(Peer& peer);
+  void announce(Peer& peer);
+  void say_unreachable(Peer& peer);
+  void peer_lost(Peer& peer, Code code, const char* why);
+  void check_closed(Peer& peer);
+  bool is_fenced(const Peer& peer) const;
+  void peer_timers(std::int64_t now_ns);
+  void timer_at(std::int64_t at_ns) { next_timer_ns_ = std::min(next_timer_ns_, at_ns); }
+  bool alive(PairName name, Peer*& peer, Pair*& pair);
+  static PairName name_of(const Peer& peer, const Pair& pair) {
+    return {peer.id, static_cast<std::uint16_t>(&pair - peer.pairs.data()), pair.incarnation};
+  }
 
   // engine_pairs.cc
   void make_pairs(Peer& peer);
@@ -148,20 +161,6 @@ class EngineImpl final : public Engine, public RailHost {
   void on_pair_closed(PairName name, Code code);
   void on_remote_closed(Peer& peer, Pair& pair, std::uint32_t incarnation);
   void on_pair_up(PairName name);
-
-  // engine_peers.cc again: what follows from them
-  void check_up(Peer& peer);
-  void announce(Peer& peer);
-  void say_unreachable(Peer& peer);
-  void peer_lost(Peer& peer, Code code, const char* why);
-  void check_closed(Peer& peer);
-  bool is_fenced(const Peer& peer) const;
-  void peer_timers(std::int64_t now_ns);
-  void timer_at(std::int64_t at_ns) { next_timer_ns_ = std::min(next_timer_ns_, at_ns); }
-  bool alive(PairName name, Peer*& peer, Pair*& pair);
-  static PairName name_of(const Peer& peer, const Pair& pair) {
-    return {peer.id, static_cast<std::uint16_t>(&pair - peer.pairs.data()), pair.incarnation};
-  }
 
   // engine_memory.cc
   void export_memory(Peer& peer, Pair& pair, std::uint64_t handle);
@@ -219,9 +218,13 @@ class EngineImpl final : public Engine, public RailHost {
   bool signalled_ = false;
   std::int64_t next_deadline_ns_ = INT64_MAX;  // of any transfer; a lower bound
   std::int64_t next_timer_ns_ = 0;             // of any peer; a lower bound
-  static constexpr std::size_t kCodes = 12;
+  static constexpr std::size_t kCodes = static_cast<std::size_t>(Code::internal) + 1;
+  using CountByCode = std::array<Counter, kCodes>;
+  static void count(CountByCode& counters, Code code) {
+    counters[std::min(static_cast<std::size_t>(code), kCodes - 1)].add();
+  }
   Counter refused_, retries_;
-  std::array<Counter, kCodes> peers_lost_, transfers_ended_;  // by Code
+  CountByCode peers_lost_, transfers_ended_;
 
   UniqueFd event_fd_;  // for the user
   UniqueFd control_wake_;

@@ -94,8 +94,7 @@ Status EngineImpl::deregister_memory(MemoryHandle handle) {
 void EngineImpl::export_memory(Peer& peer, Pair& pair, std::uint64_t handle) {
   const MemoryState* const state = memories_.find(handle);
   const MemoryId id = state->ids[pair.rail];
-  const PairName name{peer.id, static_cast<std::uint16_t>(&pair - peer.pairs.data()),
-                      pair.incarnation};
+  const PairName name = name_of(peer, pair);
   rails_[pair.rail].rail->run([this, name, id, handle, link_peer = pair.link_peer](Link& link) {
     Blob blob;
     if (id.value != 0) {
@@ -125,8 +124,7 @@ void EngineImpl::on_memory_export(Peer& peer, const control::ExportMessage& mess
       pair->incarnation != message.pair.incarnation || pair->link_peer.value == 0) {
     return;  // dropped or closed meanwhile
   }
-  const PairName name{peer.id, static_cast<std::uint16_t>(pair - peer.pairs.data()),
-                      pair->incarnation};
+  const PairName name = name_of(peer, *pair);
   if (message.blob.empty()) {
     if (memory->second.ways[name.pair].state == RemoteMemory::State::ready) return;
     memory->second.ways[name.pair].state = RemoteMemory::State::refused;

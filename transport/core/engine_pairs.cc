@@ -103,8 +103,7 @@ void EngineImpl::open_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote
   pair.on_rail = true;
   pair.fenced = false;
   if (peer.dialer) ++pair.incarnation;
-  const PairName name{peer.id, static_cast<std::uint16_t>(&pair - peer.pairs.data()),
-                      pair.incarnation};
+  const PairName name = name_of(peer, pair);
   const PeerRole role = peer.dialer ? PeerRole::active : PeerRole::passive;
   ++peer.links_open;
   rails_[pair.rail].rail->run([this, name, role, rail = pair.rail,
@@ -150,8 +149,7 @@ void EngineImpl::on_pair_opened(PairName name, PeerId link_peer, std::vector<std
 }
 
 void EngineImpl::accept_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer) {
-  const PairName name{peer.id, static_cast<std::uint16_t>(&pair - peer.pairs.data()),
-                      pair.incarnation};
+  const PairName name = name_of(peer, pair);
   rails_[pair.rail].rail->run(
       [this, name, link_peer = pair.link_peer, offer = std::move(remote_offer)](Link& link) {
         const Status status = link.accept(link_peer, offer);

@@ -341,7 +341,7 @@ void EngineImpl::peer_lost(Peer& peer, Code code, const char* why) {
     return;
   }
   if (peer.announced) {
-    peers_lost_[std::min<std::size_t>(static_cast<std::size_t>(code), kCodes - 1)].add();
+    count(peers_lost_, code);
     log(LogLevel::info, "peer.down",
         {{"peer", peer.address}, {"code", to_string(code)}, {"why", why}, {"hint", remedy(code)}});
   }

@@ -459,8 +459,7 @@ void EngineImpl::finish(TransferState& transfer) {
   event.user = transfer.request.user;
   event.bytes = transfer.bytes_done;
   event.rails = transfer.rails;
-  transfers_ended_[std::min<std::size_t>(static_cast<std::size_t>(transfer.code), kCodes - 1)]
-      .add();
+  count(transfers_ended_, transfer.code);
   for (const MemoryHandle handle : transfer.locals) {
     if (MemoryState* const memory = memories_.find(handle.value)) --memory->uses;
   }

@@ -9,8 +9,6 @@ namespace {
 constexpr std::int64_t kMs = 1'000'000;
 constexpr std::int64_t kLogEveryNs = 10'000 * kMs;  // one line for each cause
 
-const Status kWrongSecret{Code::permission,
-                          "the peer does not know our secret; give both sides the same secret"};
 const Status kNoSecretThere{Code::permission,
                             "the peer has no secret; set secret_file there as well as here"};
 const Status kNoSecretHere{Code::permission,
@@ -105,11 +103,7 @@ void SecureControlNet::on_event(ControlEvent& event, std::vector<ControlEvent>& 
     c.accepted = true;
     c.remote = event.remote;
     if (!secured()) return open(c, event.conn, events);
-    const std::int64_t begin_ns = clock_.now_ns();
-    c.handshake = std::make_unique<auth::Handshake>(
-        auth::Handshake::Side::listener, options_.secrets, options_.encrypt, options_.random);
-    handshake_ns_.add(static_cast<std::uint64_t>(clock_.now_ns() - begin_ns));
-    inner_->limit(event.conn, auth::kMessageBytesMax);
+    begin_handshake(c, event.conn);
     strangers_.push_back({event.conn, clock_.now_ns() + options_.handshake_ms * kMs});
     ++strangers_alive_;
     return;
@@ -120,11 +114,7 @@ void SecureControlNet::on_event(ControlEvent& event, std::vector<ControlEvent>& 
   switch (event.kind) {
     case Kind::connected: {
       if (!secured()) return open(c, event.conn, events);
-      const std::int64_t begin_ns = clock_.now_ns();
-      c.handshake = std::make_unique<auth::Handshake>(
-          auth::Handshake::Side::dialer, options_.secrets, options_.encrypt, options_.random);
-      handshake_ns_.add(static_cast<std::uint64_t>(clock_.now_ns() - begin_ns));
-      inner_->limit(event.conn, auth::kMessageBytesMax);
+      begin_handshake(c, event.conn);
       // If it does not get out, the connection is as good as closed, and that will be seen.
       [[maybe_unused]] const Status sent = inner_->send(event.conn, c.handshake->start());
       return;
@@ -142,6 +132,14 @@ void SecureControlNet::on_event(ControlEvent& event, std::vector<ControlEvent>& 
     case Kind::accepted:
       return;
   }
+}
+
+void SecureControlNet::begin_handshake(Connection& c, ConnId conn) {
+  const std::int64_t begin_ns = clock_.now_ns();
+  c.handshake = std::make_unique<auth::Handshake>(side_of(c), options_.secrets, options_.encrypt,
+                                                  options_.random);
+  handshake_ns_.add(static_cast<std::uint64_t>(clock_.now_ns() - begin_ns));
+  inner_->limit(conn, auth::kMessageBytesMax);
 }
 
 void SecureControlNet::on_message(Connection& c, ControlEvent& event,
@@ -178,7 +176,7 @@ void SecureControlNet::on_handshake(Connection& c, ControlEvent& event,
     if (const auto refused = auth::decode_refused(event.bytes); refused.ok()) {
       switch (*refused) {
         case auth::Reason::wrong_secret:
-          return refuse(event.conn, Cause::wrong_secret, kWrongSecret, events);
+          return refuse(event.conn, Cause::wrong_secret, auth::kWrongSecret, events);
         case auth::Reason::no_secret:
         case auth::Reason::secret_required:
           return refuse(event.conn, Cause::secret_required, kNoSecretThere, events);
@@ -198,8 +196,7 @@ void SecureControlNet::on_handshake(Connection& c, ControlEvent& event,
   }
   if (!c.handshake->done()) return;
   c.keys = c.handshake->keys();
-  c.channel = std::make_unique<auth::Channel>(
-      c.accepted ? auth::Handshake::Side::listener : auth::Handshake::Side::dialer, c.keys);
+  c.channel = std::make_unique<auth::Channel>(side_of(c), c.keys);
   c.handshake.reset();
   authenticated_.add();
   if (c.accepted) --strangers_alive_;

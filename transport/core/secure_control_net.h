@@ -78,6 +78,10 @@ class SecureControlNet final : public ControlNet {
 
   bool secured() const { return !options_.secrets.empty(); }
   void on_event(ControlEvent& event, std::vector<ControlEvent>& events);
+  static auth::Handshake::Side side_of(const Connection& c) {
+    return c.accepted ? auth::Handshake::Side::listener : auth::Handshake::Side::dialer;
+  }
+  void begin_handshake(Connection& c, ConnId conn);
   void on_message(Connection& c, ControlEvent& event, std::vector<ControlEvent>& events);
   void on_handshake(Connection& c, ControlEvent& event, std::vector<ControlEvent>& events);
   void open(Connection& c, ConnId conn, std::vector<ControlEvent>& events);

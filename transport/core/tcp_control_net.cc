@@ -238,8 +238,7 @@ Status TcpControlNet::read_some(std::uint64_t id, Connection& c,
     while (c.in.size() - at >= sizeof(std::uint32_t)) {
       std::uint32_t bytes = 0;
       std::memcpy(&bytes, c.in.data() + at, sizeof(bytes));
-      const std::size_t stranger_max = std::min(kFirstMessageBytesMax, c.message_bytes_max);
-      if (bytes > (c.stranger ? stranger_max : c.message_bytes_max)) {
+      if (bytes > c.message_bytes_max) {
         if (c.stranger) refused_.add();  // later ones show as a peer that was lost
         return {Code::invalid_argument, "control message too long"};
       }

@@ -40,8 +40,7 @@ class TcpControlNet final : public ControlNet {
   // A peer that does not read may hold this much of ours; then it is closed.
   static constexpr std::size_t kBacklogBytesMax = 64u << 20;
   static constexpr std::size_t kConnectionsMax = 8192;
-  static constexpr std::size_t kFirstMessageBytesMax = 256u << 10;  // the largest hello fits
-  static constexpr std::int64_t kAcceptPauseNs = 100'000'000;       // when descriptors run out
+  static constexpr std::int64_t kAcceptPauseNs = 100'000'000;  // when descriptors run out
 
   struct Connection {
     UniqueFd fd;
