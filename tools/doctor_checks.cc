@@ -1,8 +1,6 @@
 // One function per check; each names what it found and what to do.
 #include "tools/doctor_checks.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,7 +9,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "transport/base/address.h"
+#include "kvl/security.h"
 
 namespace kvl::tools {
 namespace {
@@ -70,31 +68,14 @@ Check congestion(const Settings& settings) {
           "modprobe tcp_" + wanted + ", or set tcp.congestion to one of them"};
 }
 
-bool loopback(const std::string& text) {
-  const Result<SocketAddress> address = parse_address(text);
-  if (!address.ok()) return false;
-  const sockaddr* const any = address->raw();
-  if (any->sa_family == AF_INET) {
-    const auto* const v4 = reinterpret_cast<const sockaddr_in*>(any);
-    return ntohl(v4->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
-  }
-  const auto* const v6 = reinterpret_cast<const sockaddr_in6*>(any);
-  return any->sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr) != 0;
-}
-
 Check listener(const Settings& settings) {
   const std::string listen = settings.value("listen").text;
-  if (loopback(listen)) return {State::ok, "listener", listen + ", this host only", ""};
-  const Settings::Value file = settings.value("secret_file"), secret = settings.value("secret");
-  if (file.origin.empty()) {
-    return {State::note, "listener", listen + ", no authentication in this version",
-            "keep the ports on a trusted network, or listen on 127.0.0.1"};
+  if (is_loopback(listen)) return {State::ok, "listener", listen + ", this host only", ""};
+  const auto security = settings.read<SecurityConfig>(security_settings());
+  if (!security.secret_file.empty() || !security.secret.empty()) {
+    return {State::ok, "listener", listen + ", with a secret", ""};
   }
-  const bool has_secret =
-      !file.text.empty() || (!secret.origin.empty() && secret.origin != "default");
-  if (has_secret) return {State::ok, "listener", listen + ", with a secret", ""};
-  const std::string insecure = settings.value("insecure").text;
-  if (insecure == "true" || insecure == "1") {
+  if (security.insecure) {
     return {State::note, "listener", listen + ", insecure by choice",
             "whoever can connect may read and write KV memory: set secret_file"};
   }

@@ -36,6 +36,24 @@ std::span<const std::byte> raw_bytes(const T& value) {
   return std::as_bytes(std::span(&value, 1));
 }
 
+// Polls the host until `bytes` bytes have come on the lane, or the host has closed it.
+inline std::vector<std::byte> hear_bytes(Host& host, const UniqueFd& lane, std::size_t bytes) {
+  std::vector<std::byte> in(bytes);
+  const SteadyClock clock;
+  const std::int64_t deadline = clock.now_ns() + kPatienceNs;
+  for (std::size_t done = 0; done < bytes;) {
+    host.poll();
+    const ssize_t n = ::recv(lane.get(), in.data() + done, bytes - done, MSG_DONTWAIT);
+    if (n > 0) {
+      done += static_cast<std::size_t>(n);
+    } else if (n == 0 || errno != EAGAIN || clock.now_ns() > deadline) {
+      in.resize(done);
+      return in;
+    }
+  }
+  return in;
+}
+
 // Connected to a passive host as a peer with one lane.
 struct FakePeer {
   explicit FakePeer(Host& target, std::uint32_t inflight_max = 64) : host(target) {
@@ -61,22 +79,8 @@ struct FakePeer {
   std::uint64_t name(MemoryId memory) {
     return tcp::decode_memory(*host.link->export_memory(memory, peer))->memory;
   }
-  // Polls the host until `bytes` bytes have come, or the host has closed the lane.
   std::vector<std::byte> hear_bytes(std::size_t bytes) {
-    std::vector<std::byte> in(bytes);
-    const SteadyClock clock;
-    const std::int64_t deadline = clock.now_ns() + kPatienceNs;
-    for (std::size_t done = 0; done < bytes;) {
-      host.poll();
-      const ssize_t n = ::recv(lane.get(), in.data() + done, bytes - done, MSG_DONTWAIT);
-      if (n > 0) {
-        done += static_cast<std::size_t>(n);
-      } else if (n == 0 || errno != EAGAIN || clock.now_ns() > deadline) {
-        in.resize(done);
-        return in;
-      }
-    }
-    return in;
+    return test::hear_bytes(host, lane, bytes);
   }
   template <typename T>
   T hear() {

@@ -118,22 +118,7 @@ struct KeyedPeer {
     if (in.size() < sizeof(Greeting)) return std::nullopt;
     return tcp::read_wire<Greeting>(in.data());
   }
-  std::vector<std::byte> hear(std::size_t bytes) {
-    std::vector<std::byte> in(bytes);
-    const SteadyClock clock;
-    const std::int64_t deadline = clock.now_ns() + test::kPatienceNs;
-    for (std::size_t done = 0; done < bytes;) {
-      host.poll();
-      const ssize_t n = ::recv(lane.get(), in.data() + done, bytes - done, MSG_DONTWAIT);
-      if (n > 0) {
-        done += static_cast<std::size_t>(n);
-      } else if (n == 0 || errno != EAGAIN || clock.now_ns() > deadline) {
-        in.resize(done);
-        return in;
-      }
-    }
-    return in;
-  }
+  std::vector<std::byte> hear(std::size_t bytes) { return test::hear_bytes(host, lane, bytes); }
 
   Host& host;
   PeerId peer;
