@@ -16,7 +16,8 @@ Core::Core(Engine& engine_in, const Clock& clock_in, HandoffRank rank_in, Handof
       config(std::move(config_in)),
       cpu_readable(std::ranges::all_of(rank.regions,
                                        [](const HandoffRegion& r) { return r.data != nullptr; })),
-      crc_cost(static_cast<std::uint32_t>(config.crc_sample), crc32c_has_hardware()) {
+      crc_cost(static_cast<std::uint32_t>(config.crc_sample), crc32c_has_hardware()),
+      all_rails(engine.rails()) {
   for (const HandoffRegion& region : rank.regions) handles.push_back(region.handle);
   publish_crc();
 }

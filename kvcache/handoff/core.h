@@ -109,6 +109,7 @@ class Core {
   const HandoffConfig config;
   bool cpu_readable = false;  // all regions
   CrcCost crc_cost;
+  const std::vector<RailInfo> all_rails;  // of the engine, for its life
   std::vector<MemoryHandle> handles;
   Metrics metrics;
 

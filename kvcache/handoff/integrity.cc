@@ -14,19 +14,6 @@ constexpr double kCheckedLeast = 1e6;
 // Back to all runs only well below the limit: a choice that flickers explains nothing.
 constexpr double kCrcCostBack = 0.8 * kCrcCostMost;
 
-// f(op) for each chosen run.
-template <typename F>
-void for_each_chosen(std::span<const PageOp> ops, CrcChoice choice, std::uint64_t room,
-                     std::uint32_t seq, F&& f) {
-  if (choice.mode == CrcMode::off) return;
-  const std::uint64_t seed = mix(room ^ (std::uint64_t{seq} << 32));
-  for (std::size_t i = 0; i < ops.size(); ++i) {
-    // The first run of a segment is always checked, so that a sample is never empty.
-    if (choice.mode == CrcMode::sampled && i != 0 && mix(seed + i) % choice.sample != 0) continue;
-    f(ops[i]);
-  }
-}
-
 }  // namespace
 
 std::uint64_t mix(std::uint64_t value) {
@@ -38,20 +25,19 @@ std::uint64_t mix(std::uint64_t value) {
 
 std::vector<std::uint32_t> checksums(std::span<const PageOp> ops,
                                      std::span<const HandoffRegion> regions, CrcChoice choice,
-                                     std::uint64_t room, std::uint32_t seq) {
+                                     std::uint64_t room, std::uint32_t seq, std::uint64_t* bytes) {
   std::vector<std::uint32_t> crcs;
-  for_each_chosen(ops, choice, room, seq, [&](const PageOp& op) {
+  if (choice.mode == CrcMode::off) return crcs;
+  const std::uint64_t seed = mix(room ^ (std::uint64_t{seq} << 32));
+  for (std::size_t i = 0; i < ops.size(); ++i) {
+    // The first run of a segment is always checked, so that a sample is never empty.
+    if (choice.mode == CrcMode::sampled && i != 0 && mix(seed + i) % choice.sample != 0) continue;
+    const PageOp& op = ops[i];
     crcs.push_back(crc32c_strided(regions[op.local_region].data + op.local_offset, op.bytes,
                                   op.count, op.local_stride));
-  });
+    if (bytes != nullptr) *bytes += op.total_bytes();
+  }
   return crcs;
-}
-
-std::uint64_t checked_bytes(std::span<const PageOp> ops, CrcChoice choice, std::uint64_t room,
-                            std::uint32_t seq) {
-  std::uint64_t bytes = 0;
-  for_each_chosen(ops, choice, room, seq, [&](const PageOp& op) { bytes += op.total_bytes(); });
-  return bytes;
 }
 
 CrcChoice agree(CrcChoice a, CrcChoice b) {

@@ -19,14 +19,12 @@ namespace kvl::handoff {
 std::uint64_t mix(std::uint64_t value);
 
 // Checksums of the chosen runs of a segment's plan, of this rank's side of it. Which runs are
-// chosen depends on what both sides know: room, segment, run.
+// chosen depends on what both sides know: room, segment, run. `bytes` (optional): how much was
+// read.
 std::vector<std::uint32_t> checksums(std::span<const PageOp> ops,
                                      std::span<const HandoffRegion> regions, CrcChoice choice,
-                                     std::uint64_t room, std::uint32_t seq);
-
-// Bytes of the runs that checksums() reads.
-std::uint64_t checked_bytes(std::span<const PageOp> ops, CrcChoice choice, std::uint64_t room,
-                            std::uint32_t seq);
+                                     std::uint64_t room, std::uint32_t seq,
+                                     std::uint64_t* bytes = nullptr);
 
 // What two ranks settle on: `automatic` follows the other; of two wishes the stronger one; of two
 // automatic ones the sparser sample.

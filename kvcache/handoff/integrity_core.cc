@@ -17,18 +17,18 @@ std::vector<std::uint32_t> Core::take_checksums(std::span<const PageOp> ops, Crc
                                                 std::uint64_t room, std::uint32_t seq) {
   if (choice.mode == CrcMode::off) return {};
   const std::int64_t begin_ns = clock.now_ns();
-  std::vector<std::uint32_t> crcs = checksums(ops, rank.regions, choice, room, seq);
-  crc_cost.checked(clock.now_ns() - begin_ns, checked_bytes(ops, choice, room, seq));
+  std::uint64_t bytes = 0;
+  std::vector<std::uint32_t> crcs = checksums(ops, rank.regions, choice, room, seq, &bytes);
+  crc_cost.checked(clock.now_ns() - begin_ns, bytes);
   metrics.crc_runs.add(crcs.size());
   return crcs;
 }
 
 std::string Core::path_name(RailSet rails) const {
   std::string name;
-  const std::vector<RailInfo> all = engine.rails();
-  for (std::size_t i = 0; i < all.size() && i < 64; ++i) {
+  for (std::size_t i = 0; i < all_rails.size() && i < 64; ++i) {
     if ((rails >> i & 1U) == 0) continue;
-    name += (name.empty() ? "" : "+") + all[i].transport + "/" + all[i].device;
+    name += (name.empty() ? "" : "+") + all_rails[i].transport + "/" + all_rails[i].device;
   }
   return name.empty() ? "unknown" : name.substr(0, kPathBytesMax);
 }
