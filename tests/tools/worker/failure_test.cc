@@ -106,6 +106,20 @@ TEST(WorkerFailure, NobodyTakesTheOtherSide) {
   run_well(*prefill, *meeting.decode(slow), prompt("y"));
 }
 
+// As a router runs a pair: where decode fails, prefill's leg is aborted. A prefill worker that
+// decode has not reached cannot know of the failure and would wait for its deadline.
+Handed run_routed(WorkerServer& prefill, WorkerServer& decode, Request request) {
+  request.session = session_at(prefill);
+  Outcome at_prefill, at_decode;
+  decode.scheduler().submit(request, at_decode.sink());
+  const std::uint64_t id = prefill.scheduler().submit(request, at_prefill.sink());
+  Handed handed;
+  handed.decode = at_decode.wait();
+  if (!handed.decode.status.ok()) prefill.scheduler().abort(id);
+  handed.prefill = at_prefill.wait();
+  return handed;
+}
+
 // Decode keeps in mind where prefill's engines are; a new life of them is elsewhere. The loss alone
 // must make it look again: a request that is sent to the old place ends only by its deadline.
 TEST(WorkerFailure, APrefillWorkerThatComesBackIsFoundAtOnce) {
@@ -122,7 +136,7 @@ TEST(WorkerFailure, APrefillWorkerThatComesBackIsFoundAtOnce) {
     prefill = meeting.prefill(patient);
     // One may come before the loss is noticed: it fails at once, as a router would want it.
     for (bool good = false; !good;) {
-      const Handed handed = run_pair(*prefill, *decode, prompt("life " + std::to_string(life)));
+      const Handed handed = run_routed(*prefill, *decode, prompt("life " + std::to_string(life)));
       ASSERT_NE(handed.decode.status.code(), Code::timed_out) << handed.decode.reason;
       ASSERT_NE(handed.prefill.status.code(), Code::timed_out) << handed.prefill.reason;
       good = handed.decode.status.ok();
