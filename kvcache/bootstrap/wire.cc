@@ -165,8 +165,10 @@ Result<RegisterRequest> decode_register(std::string_view text) {
   return request;
 }
 
-std::string encode_ranks(const std::vector<std::string>& records) {
-  std::string out = "{\"version\":" + std::to_string(kWireVersion) + ",\"ranks\":[";
+std::string encode_ranks(const std::vector<std::string>& records, std::int64_t stale_ms) {
+  std::string out = "{\"version\":" + std::to_string(kWireVersion);
+  if (stale_ms >= 0) out += ",\"stale_ms\":" + std::to_string(stale_ms);
+  out += ",\"ranks\":[";
   for (const std::string& record : records) {
     if (&record != &records.front()) out += ',';
     out += record;

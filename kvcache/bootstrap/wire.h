@@ -37,8 +37,9 @@ std::string encode_register(const RankRecord& record, std::uint32_t lease_ms);
 // unsupported: another version.
 Result<RegisterRequest> decode_register(std::string_view json);
 
-// {"version":1,"ranks":[…]} around records that encode_record() wrote.
-std::string encode_ranks(const std::vector<std::string>& records);
+// {"version":1,"ranks":[…]} around records that encode_record() wrote. `stale_ms` from 0 on says
+// that the service cannot reach its store, and since when: "stale_ms":N.
+std::string encode_ranks(const std::vector<std::string>& records, std::int64_t stale_ms = -1);
 Result<std::vector<RankRecord>> decode_ranks(std::string_view json);
 
 // {"lease":1,"lease_ms":2}

@@ -5,7 +5,7 @@
 
 namespace kvl::bootstrap {
 
-Result<LeaseId> MemoryStore::grant(std::uint32_t ttl_ms) {
+Result<LeaseId> MemoryStore::grant_now(std::uint32_t ttl_ms) {
   expire();
   if (leases_.size() >= records_max_) return Status{Code::exhausted, "too many leases"};
   LeaseId id = 0;
@@ -18,7 +18,7 @@ Result<LeaseId> MemoryStore::grant(std::uint32_t ttl_ms) {
   return id;
 }
 
-Status MemoryStore::keep_alive(LeaseId id) {
+Status MemoryStore::keep_alive_now(LeaseId id) {
   expire();
   const auto lease = leases_.find(id);
   if (lease == leases_.end()) return {Code::not_found, "the lease has ended"};
@@ -28,7 +28,7 @@ Status MemoryStore::keep_alive(LeaseId id) {
   return {};
 }
 
-Status MemoryStore::revoke(LeaseId id) {
+Status MemoryStore::revoke_now(LeaseId id) {
   expire();
   const auto lease = leases_.find(id);
   if (lease == leases_.end()) return {Code::not_found, "the lease has ended"};
@@ -42,11 +42,16 @@ void MemoryStore::end(std::unordered_map<LeaseId, Lease>::iterator lease) {
   leases_.erase(lease);
 }
 
-Status MemoryStore::put(std::string_view key, std::string value, LeaseId id,
-                        std::uint64_t expected) {
+void MemoryStore::leave_lease(const std::string& key, LeaseId id) {
+  const auto lease = leases_.find(id);
+  if (lease != leases_.end()) lease->second.keys.erase(key);
+}
+
+Status MemoryStore::put_now(std::string_view key, std::string value, LeaseId id,
+                            std::uint64_t expected) {
   expire();
   const auto lease = leases_.find(id);
-  if (lease == leases_.end()) return {Code::not_found, "the lease has ended"};
+  if (id != kNoLease && lease == leases_.end()) return {Code::not_found, "the lease has ended"};
   auto at = values_.find(key);
   const std::uint64_t revision = at == values_.end() ? 0 : at->second.revision;
   if (revision != expected) return {Code::aborted, "the key has changed meanwhile"};
@@ -54,10 +59,10 @@ Status MemoryStore::put(std::string_view key, std::string value, LeaseId id,
     if (values_.size() >= records_max_) return {Code::exhausted, "too many records"};
     at = values_.emplace(std::string(key), Value{}).first;
   } else if (at->second.lease != id) {
-    leases_.at(at->second.lease).keys.erase(at->first);
+    leave_lease(at->first, at->second.lease);
   }
   at->second = {std::move(value), ++revision_, id};
-  lease->second.keys.insert(at->first);
+  if (id != kNoLease) lease->second.keys.insert(at->first);
   return {};
 }
 
@@ -78,13 +83,14 @@ Result<std::vector<StoredValue>> MemoryStore::list(std::string_view prefix) {
   return found;
 }
 
-Status MemoryStore::erase(std::string_view key) {
+void MemoryStore::erase(std::string_view key, Done done) {
   expire();
   const auto at = values_.find(key);
-  if (at == values_.end()) return {};
-  leases_.at(at->second.lease).keys.erase(at->first);
-  values_.erase(at);
-  return {};
+  if (at != values_.end()) {
+    leave_lease(at->first, at->second.lease);
+    values_.erase(at);
+  }
+  done({});
 }
 
 void MemoryStore::expire() {

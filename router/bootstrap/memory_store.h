@@ -17,18 +17,28 @@ class MemoryStore final : public Store {
   MemoryStore(const Clock& clock, std::uint64_t seed, std::uint64_t records_max)
       : clock_(clock), random_(seed), records_max_(records_max) {}
 
-  Result<LeaseId> grant(std::uint32_t ttl_ms) override;
-  Status keep_alive(LeaseId lease) override;
-  Status revoke(LeaseId lease) override;
-  Status put(std::string_view key, std::string value, LeaseId lease,
-             std::uint64_t expected) override;
+  // Every call is done before it returns.
+  void grant(std::uint32_t ttl_ms, Granted done) override { done(grant_now(ttl_ms)); }
+  void keep_alive(LeaseId lease, Done done) override { done(keep_alive_now(lease)); }
+  void revoke(LeaseId lease, Done done) override { done(revoke_now(lease)); }
+  void put(std::string_view key, std::string value, LeaseId lease, std::uint64_t expected,
+           Done done) override {
+    done(put_now(key, std::move(value), lease, expected));
+  }
+  void erase(std::string_view key, Done done) override;
   Result<std::optional<StoredValue>> get(std::string_view key) override;
   Result<std::vector<StoredValue>> list(std::string_view prefix) override;
-  Status erase(std::string_view key) override;
   void expire() override;
   std::size_t size() const override { return values_.size(); }
+  StoreHealth health() const override { return {.kind = "memory"}; }
+  void visit_metrics(MetricVisitor&) const override {}
 
  private:
+  Result<LeaseId> grant_now(std::uint32_t ttl_ms);
+  Status keep_alive_now(LeaseId lease);
+  Status revoke_now(LeaseId lease);
+  Status put_now(std::string_view key, std::string value, LeaseId lease, std::uint64_t expected);
+  void leave_lease(const std::string& key, LeaseId lease);
   struct Lease {
     std::int64_t ttl_ns = 0, deadline_ns = 0;
     std::set<std::string> keys;

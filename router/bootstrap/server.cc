@@ -29,13 +29,16 @@ class Handler final : public http::RequestHandler {
     if (request.method == "GET" && request.path() == "/metrics") {
       return session.reply({.content_type = "text/plain; version=0.0.4", .body = metrics_()});
     }
-    ServiceAnswer answer = service_.handle({.method = request.method,
-                                            .path = request.path(),
-                                            .query = request.query(),
-                                            .body = session.body()});
-    session.reply({.status = answer.status,
-                   .content_type = answer.content_type,
-                   .body = std::move(answer.body)});
+    // The session is kept until its answer is there; a client that has left does not get it.
+    service_.handle({.method = request.method,
+                     .path = request.path(),
+                     .query = request.query(),
+                     .body = session.body()},
+                    [kept = session.shared_from_this()](ServiceAnswer answer) {
+                      kept->reply({.status = answer.status,
+                                   .content_type = answer.content_type,
+                                   .body = std::move(answer.body)});
+                    });
   }
 
  private:

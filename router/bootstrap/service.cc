@@ -12,6 +12,7 @@
 namespace kvl::bootstrap {
 namespace {
 
+constexpr int kTriesMax = 4;  // of a registration that others overtake
 constexpr std::string_view kLeasePath = "/kvlane/v1/lease/";
 
 // Parts of keys are free text: '/' inside them must not look like the separator.
@@ -47,97 +48,158 @@ ServiceAnswer store_failed(const Status& why) {
 
 }  // namespace
 
-Service::Service(Store& store, const Clock& clock, const BootstrapServerOptions& options)
-    : store_(store), options_(options), sglang_(clock, options) {}
+// A registration on its way through the store.
+struct Service::Registration {
+  std::string key, value;
+  std::uint64_t epoch = 0;
+  std::uint32_t lease_ms = 0;
+  int tries = 0;
+  Answered answered;
+};
 
-ServiceAnswer Service::handle(const ServiceRequest& request) {
-  ServiceAnswer answer = route(request);
-  if (answer.status >= 400) counters_.refused_total.add();
-  return answer;
+Service::Service(Store& store, const Clock& clock, const BootstrapServerOptions& options)
+    : store_(store), options_(options), sglang_(store, clock, options) {}
+
+void Service::handle(const ServiceRequest& request, Answered answered) {
+  route(request, [this, answered = std::move(answered)](ServiceAnswer answer) {
+    if (answer.status >= 400) counters_.refused_total.add();
+    answered(std::move(answer));
+  });
 }
 
-ServiceAnswer Service::route(const ServiceRequest& request) {
+void Service::route(const ServiceRequest& request, Answered answered) {
   const auto is = [&](std::string_view method, std::string_view path) {
     return request.method == method && request.path == path;
   };
-  if (is("GET", "/health")) return {.body = "OK", .content_type = "text/plain"};
-  if (is("POST", "/kvlane/v1/register")) return register_rank(request.body);
-  if (is("GET", "/kvlane/v1/ranks")) return ranks(request.query);
-  if (is("GET", "/kvlane/v1/instances")) return instances(request.query);
+  if (is("GET", "/health")) return answered(health());
+  if (is("POST", "/kvlane/v1/register")) return register_rank(request.body, std::move(answered));
+  if (is("GET", "/kvlane/v1/ranks")) return answered(ranks(request.query));
+  if (is("GET", "/kvlane/v1/instances")) return answered(instances(request.query));
   if (request.path.starts_with(kLeasePath)) {
-    return lease(request, request.path.substr(kLeasePath.size()));
+    return lease(request, request.path.substr(kLeasePath.size()), std::move(answered));
   }
-  SglangAnswer answer;
-  if (is("PUT", "/route")) {
-    counters_.registrations_total.add();
-    answer = sglang_.put_route(request.body);
-  } else if (is("GET", "/route")) {
-    counters_.lookups_total.add();
-    answer = sglang_.get_route(request.query);
-  } else if (is("POST", "/register_dp_rank")) {
-    answer = sglang_.register_dp_rank(request.body);
-  } else if (is("POST", "/query_dp_ranks")) {
-    answer = sglang_.query_dp_ranks(request.body);
-  } else {
-    return refuse(404, "path", "no such path here");
-  }
-  const bool object = answer.body.starts_with('{');
-  return {.status = answer.status,
-          .body = std::move(answer.body),
-          .content_type = object ? "application/json" : "text/plain"};
+  if (route_sglang(request, answered)) return;
+  answered(refuse(404, "path", "no such path here"));
 }
 
-ServiceAnswer Service::register_rank(std::string_view body) {
+bool Service::route_sglang(const ServiceRequest& request, Answered& answered) {
+  const auto is = [&](std::string_view method, std::string_view path) {
+    return request.method == method && request.path == path;
+  };
+  const auto put = is("PUT", "/route");
+  const auto dp_rank = is("POST", "/register_dp_rank");
+  const auto route = is("GET", "/route");
+  if (!put && !dp_rank && !route && !is("POST", "/query_dp_ranks")) return false;
+  const SglangTable::Answered finish = [answered =
+                                            std::move(answered)](const SglangAnswer& answer) {
+    const bool object = answer.body.starts_with('{');
+    answered({.status = answer.status,
+              .body = answer.body,
+              .content_type = object ? "application/json" : "text/plain"});
+  };
+  if (put) {
+    counters_.registrations_total.add();
+    sglang_.put_route(request.body, finish);
+  } else if (dp_rank) {
+    sglang_.register_dp_rank(request.body, finish);
+  } else if (route) {
+    counters_.lookups_total.add();
+    finish(sglang_.get_route(request.query));
+  } else {
+    finish(sglang_.query_dp_ranks(request.body));
+  }
+  return true;
+}
+
+// One server answers with two letters, as SGLang's does; one of several says how it stands with
+// the store that they share. 503 only while it knows nothing at all.
+ServiceAnswer Service::health() const {
+  const StoreHealth store = store_.health();
+  if (!store.shared) return {.body = "OK", .content_type = "text/plain"};
+  const char* const state = !store.loaded ? "starting" : store.reachable ? "ok" : "stale";
+  return {.status = store.loaded ? 200 : 503,
+          .body = std::string("{\"status\":\"") + state + "\",\"store\":\"" +
+                  std::string(store.kind) +
+                  "\",\"reachable\":" + (store.reachable ? "true" : "false") +
+                  ",\"stale_ms\":" + std::to_string(store.stale_ms) +
+                  ",\"records\":" + std::to_string(store_.size()) + "}"};
+}
+
+void Service::register_rank(std::string_view body, Answered answered) {
   const Result<RegisterRequest> request = decode_register(body);
   if (request.code() == Code::unsupported) {
-    return refuse(409, kRefusedVersion,
-                  "this service speaks version " + std::to_string(kWireVersion));
+    return answered(refuse(409, kRefusedVersion,
+                           "this service speaks version " + std::to_string(kWireVersion)));
   }
   if (!request.ok()) {
-    return refuse(400, "field", std::string("missing or wrong: ") + request.status().context());
+    return answered(
+        refuse(400, "field", std::string("missing or wrong: ") + request.status().context()));
   }
   const RankRecord& record = request->record;
-  const std::string key = rank_key(record);
-  const Result<std::optional<StoredValue>> known = store_.get(key);
-  if (!known.ok()) return store_failed(known.status());
-  if (known->has_value() && epoch_of((*known)->value) > record.epoch) {
-    return refuse(409, kRefusedEpoch, "a newer epoch of this rank is registered");
-  }
-  const std::uint32_t lease_ms = std::clamp(request->lease_ms, options_.lease_min_ms,
-                                            std::max(options_.lease_min_ms, options_.lease_max_ms));
-  const Result<LeaseId> lease = store_.grant(lease_ms);
-  if (!lease.ok()) return store_failed(lease.status());
-  const std::uint64_t expected = known->has_value() ? (*known)->revision : 0;
-  if (Status put = store_.put(key, encode_record(record), *lease, expected); !put.ok()) {
-    // The registration failed; that its lease may linger until it expires is harmless.
-    [[maybe_unused]] const Status revoked = store_.revoke(*lease);
-    if (put.code() == Code::aborted) return refuse(409, kRefusedEpoch, put.context());
-    return store_failed(put);
-  }
-  counters_.registrations_total.add();
-  trace({.stage = Stage::registered, .side = "bootstrap", .what = key});
-  return {.body = encode_lease({*lease, lease_ms})};
+  try_to_register({.key = rank_key(record),
+                   .value = encode_record(record),
+                   .epoch = record.epoch,
+                   .lease_ms = std::clamp(request->lease_ms, options_.lease_min_ms,
+                                          std::max(options_.lease_min_ms, options_.lease_max_ms)),
+                   .answered = std::move(answered)});
 }
 
-ServiceAnswer Service::lease(const ServiceRequest& request, std::string_view text) {
+// The epoch is looked at, the lease granted, the record put; where another server was faster with
+// the put, what it wrote is looked at in the same way.
+void Service::try_to_register(Registration registration) {
+  const Result<std::optional<StoredValue>> known = store_.get(registration.key);
+  if (!known.ok()) return registration.answered(store_failed(known.status()));
+  if (known->has_value() && epoch_of((*known)->value) > registration.epoch) {
+    return registration.answered(
+        refuse(409, kRefusedEpoch, "a newer epoch of this rank is registered"));
+  }
+  const std::uint64_t expected = known->has_value() ? (*known)->revision : 0;
+  const std::uint32_t lease_ms = registration.lease_ms;
+  store_.grant(lease_ms, [this, expected, registration = std::move(registration)](
+                             const Result<LeaseId>& lease) mutable {
+    if (!lease.ok()) return registration.answered(store_failed(lease.status()));
+    put_record(std::move(registration), *lease, expected);
+  });
+}
+
+void Service::put_record(Registration registration, LeaseId lease, std::uint64_t expected) {
+  const std::string key = registration.key, value = registration.value;
+  store_.put(
+      key, value, lease, expected,
+      [this, lease, registration = std::move(registration)](const Status& put) mutable {
+        if (put.ok()) {
+          counters_.registrations_total.add();
+          trace({.stage = Stage::registered, .side = "bootstrap", .what = registration.key});
+          return registration.answered({.body = encode_lease({lease, registration.lease_ms})});
+        }
+        // That the lease may linger until it expires is harmless.
+        store_.revoke(lease, [](const Status&) {});
+        if (put.code() != Code::aborted) return registration.answered(store_failed(put));
+        if (++registration.tries < kTriesMax) return try_to_register(std::move(registration));
+        registration.answered(refuse(503, "store", put.context()));
+      });
+}
+
+void Service::lease(const ServiceRequest& request, std::string_view text, Answered answered) {
   LeaseId id = 0;
   const auto [end, errc] = std::from_chars(text.data(), text.data() + text.size(), id);
-  if (errc != std::errc{} || end != text.data() + text.size()) {
-    return refuse(400, "field", "the lease id must be a number");
+  if (errc != std::errc{} || end != text.data() + text.size() || id == kNoLease) {
+    return answered(refuse(400, "field", "the lease id must be a number"));
   }
-  Status done;
+  if (request.method != "PUT" && request.method != "DELETE") {
+    return answered(refuse(405, "method", "PUT renews a lease, DELETE ends it"));
+  }
+  const auto finish = [answered = std::move(answered)](const Status& done) {
+    if (done.code() == Code::not_found) return answered(refuse(404, "lease", "no such lease"));
+    answered(done.ok() ? ServiceAnswer{.body = "{}"} : store_failed(done));
+  };
   if (request.method == "PUT") {
     counters_.renewals_total.add();
-    done = store_.keep_alive(id);
-  } else if (request.method == "DELETE") {
-    counters_.removals_total.add();
-    done = store_.revoke(id);
+    store_.keep_alive(id, finish);
   } else {
-    return refuse(405, "method", "PUT renews a lease, DELETE ends it");
+    counters_.removals_total.add();
+    store_.revoke(id, finish);
   }
-  if (done.code() == Code::not_found) return refuse(404, "lease", "no such lease");
-  if (!done.ok()) return store_failed(done);
-  return {.body = "{}"};
 }
 
 ServiceAnswer Service::ranks(std::string_view query) {
@@ -152,7 +214,8 @@ ServiceAnswer Service::ranks(std::string_view query) {
   trace({.stage = Stage::looked_up, .side = "bootstrap", .what = *instance});
   std::vector<std::string> records;
   for (const StoredValue& value : *found) records.push_back(value.value);
-  return {.body = encode_ranks(records)};
+  const StoreHealth store = store_.health();
+  return {.body = encode_ranks(records, store.reachable ? -1 : store.stale_ms)};
 }
 
 ServiceAnswer Service::instances(std::string_view query) {

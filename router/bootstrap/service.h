@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -33,14 +34,22 @@ class Service {
   // The clock and the store outlive the service.
   Service(Store& store, const Clock& clock, const BootstrapServerOptions& options);
 
-  ServiceAnswer handle(const ServiceRequest& request);
+  using Answered = std::function<void(ServiceAnswer)>;
+
+  // Calls `answered` once: before it returns, or later, within the store's deadlines, from the
+  // same thread. The request's views are not kept.
+  void handle(const ServiceRequest& request, Answered answered);
   const ServiceCounters& counters() const { return counters_; }
-  const SglangTable& sglang() const { return sglang_; }
 
  private:
-  ServiceAnswer route(const ServiceRequest& request);
-  ServiceAnswer register_rank(std::string_view body);
-  ServiceAnswer lease(const ServiceRequest& request, std::string_view id);
+  struct Registration;
+  void route(const ServiceRequest& request, Answered answered);
+  bool route_sglang(const ServiceRequest& request, Answered& answered);
+  void register_rank(std::string_view body, Answered answered);
+  void try_to_register(Registration registration);
+  void put_record(Registration registration, LeaseId lease, std::uint64_t expected);
+  void lease(const ServiceRequest& request, std::string_view id, Answered answered);
+  ServiceAnswer health() const;
   ServiceAnswer ranks(std::string_view query);
   ServiceAnswer instances(std::string_view query);
 

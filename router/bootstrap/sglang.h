@@ -4,14 +4,15 @@
 
 #include <cstdint>
 #include <deque>
-#include <map>
+#include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <unordered_map>
 
 #include "kvl/bootstrap_server.h"
 #include "kvl/clock.h"
+#include "router/bootstrap/store.h"
 
 namespace kvl::bootstrap {
 
@@ -20,45 +21,52 @@ struct SglangAnswer {
   std::string body = "OK";
 };
 
+// The ranks are records of the store without a lease, since SGLang's ranks renew nothing: key
+// "sglang/rank/DP.CP.TP.PP", value how many ranks there are, the shape and the address, a line
+// each. The shape in force is that of the rank put last; ranks of another shape are left over from
+// an earlier start. Rooms are kept here, and in the store as well where other servers share it.
 class SglangTable {
  public:
-  SglangTable(const Clock& clock, const BootstrapServerOptions& options)
-      : clock_(clock), options_(options) {}
+  using Answered = std::function<void(const SglangAnswer&)>;
+
+  SglangTable(Store& store, const Clock& clock, const BootstrapServerOptions& options)
+      : store_(store), clock_(clock), options_(options) {}
 
   // PUT /route: a prefill rank says where it is. The same rank again replaces itself and is counted
   // once. A registered rank that comes back with another shape starts the table anew (the instance
   // was restarted differently); a rank that was never there must fit.
-  SglangAnswer put_route(std::string_view body);
+  void put_route(std::string_view body, Answered answered);
   // GET /route: the instance's shape (all four -1) or one rank's address.
   SglangAnswer get_route(std::string_view query) const;
-  SglangAnswer register_dp_rank(std::string_view body);
+  void register_dp_rank(std::string_view body, Answered answered);
   SglangAnswer query_dp_ranks(std::string_view body);
 
-  std::size_t ranks() const { return ranks_.size(); }
-  std::uint64_t ranks_expected() const;
-
  private:
-  using Key =
-      std::tuple<std::uint32_t, std::uint32_t, std::uint32_t, std::uint32_t>;  // dp cp tp pp
-  // What all ranks of an instance must agree on.
-  struct Shape {
-    std::uint32_t dp_size = 0, cp_size = 0, tp_size = 0, pp_size = 0;
-    std::string details;  // the constant part of the answer to "all four -1", as JSON members
-    bool operator==(const Shape&) const = default;
-  };
   struct Rank {
-    Key key;
-    Shape shape;
+    std::string key;
+    std::string shape;    // what all ranks of an instance agree on: the answer to "all four -1"
     std::string address;  // the answer for one rank, as JSON
+    std::uint64_t ranks_expected = 0;
+  };
+  // The ranks of the shape in force, and how many there must be.
+  struct Instance {
+    std::string shape;
+    std::uint64_t ranks = 0, ranks_expected = 0;
+    std::vector<std::string> left_over;  // keys of ranks with another shape
+    bool ready() const { return ranks > 0 && ranks >= ranks_expected; }
   };
   static bool read_rank(std::string_view body, Rank& rank, std::string& wrong);
-  bool ready() const { return !ranks_.empty() && ranks_.size() >= ranks_expected(); }
+  Result<Instance> instance() const;
+  void put_rank(Rank rank, int tries, Answered answered);
+  void drop_left_over();
   void expire_rooms();
+  void share_room(std::uint64_t room, std::uint32_t dp_rank, Answered answered);
+  void put_room(std::uint64_t room, std::uint32_t dp_rank, Answered answered);
+  std::optional<std::uint32_t> shared_room(std::uint64_t room) const;
 
+  Store& store_;
   const Clock& clock_;
   const BootstrapServerOptions& options_;
-  Shape shape_;
-  std::map<Key, std::string> ranks_;
 
   struct RoomRank {
     std::int64_t dp_rank = 0;
@@ -66,6 +74,9 @@ class SglangTable {
   };
   std::unordered_map<std::uint64_t, RoomRank> rooms_;
   std::deque<std::pair<std::int64_t, std::uint64_t>> room_deadlines_;
+  // Rooms share leases: one is granted for those of a span of time.
+  LeaseId room_lease_ = kNoLease;
+  std::int64_t room_lease_until_ns_ = 0;
 };
 
 }  // namespace kvl::bootstrap

@@ -19,42 +19,48 @@ bool WatchedStore::lives(bootstrap::LeaseId lease) const {
   return found != leases_.end() && clock_.now_ns() < found->second.ends_ns;
 }
 
-Result<bootstrap::LeaseId> WatchedStore::grant(std::uint32_t ttl_ms) {
-  const auto lease = store_.grant(ttl_ms);
-  if (lease.ok()) {
-    if (leases_.contains(*lease)) violate_("lease: an id was granted twice");
-    leases_[*lease] = {ttl_ms * kMs, clock_.now_ns() + ttl_ms * kMs};
-  }
-  return lease;
+void WatchedStore::grant(std::uint32_t ttl_ms, Granted done) {
+  store_.grant(ttl_ms, [&](const Result<bootstrap::LeaseId>& lease) {
+    if (lease.ok()) {
+      if (leases_.contains(*lease)) violate_("lease: an id was granted twice");
+      leases_[*lease] = {ttl_ms * kMs, clock_.now_ns() + ttl_ms * kMs};
+    }
+    done(lease);
+  });
 }
 
-Status WatchedStore::keep_alive(bootstrap::LeaseId lease) {
+void WatchedStore::keep_alive(bootstrap::LeaseId lease, Done done) {
   const bool lived = lives(lease);
-  const Status status = store_.keep_alive(lease);
-  if (status.ok() != lived) {
-    violate_(lived ? "lease: a living lease was not renewed" : "lease: renewed after its end");
-  }
-  if (status.ok()) leases_[lease].ends_ns = clock_.now_ns() + leases_[lease].ttl_ns;
-  return status;
+  store_.keep_alive(lease, [&](const Status& status) {
+    if (status.ok() != lived) {
+      violate_(lived ? "lease: a living lease was not renewed" : "lease: renewed after its end");
+    }
+    if (status.ok()) leases_[lease].ends_ns = clock_.now_ns() + leases_[lease].ttl_ns;
+    done(status);
+  });
 }
 
-Status WatchedStore::revoke(bootstrap::LeaseId lease) {
+void WatchedStore::revoke(bootstrap::LeaseId lease, Done done) {
   leases_.erase(lease);
-  return store_.revoke(lease);
+  store_.revoke(lease, std::move(done));
 }
 
-Status WatchedStore::put(std::string_view key, std::string value, bootstrap::LeaseId lease,
-                         std::uint64_t expected) {
+void WatchedStore::put(std::string_view key, std::string value, bootstrap::LeaseId lease,
+                       std::uint64_t expected, Done done) {
   const std::uint64_t epoch = bootstrap::epoch_of(value);
-  const Status status = store_.put(key, std::move(value), lease, expected);
-  if (!status.ok()) return status;
+  store_.put(key, std::move(value), lease, expected, [&](const Status& status) {
+    if (status.ok()) check_put(key, lease, epoch);
+    done(status);
+  });
+}
+
+void WatchedStore::check_put(std::string_view key, bootstrap::LeaseId lease, std::uint64_t epoch) {
   if (!lives(lease)) violate_("lease: a key was put under an ended lease");
   Key& known = keys_[std::string(key)];
   if (lives(known.lease) && epoch < known.epoch) {
     violate_("epoch: an older life of " + std::string(key) + " pushed out its successor");
   }
   known = {lease, epoch};
-  return status;
 }
 
 void WatchedStore::check_read(const bootstrap::StoredValue& value) {
@@ -107,9 +113,13 @@ bootstrap::HttpAnswer RendezvousServer::handle(const bootstrap::Call& call) {
   const std::size_t mark = target.find('?');
   const std::string_view query =
       mark == std::string_view::npos ? std::string_view() : target.substr(mark + 1);
-  bootstrap::ServiceAnswer answer =
-      service_->handle({call.method, target.substr(0, mark), query, call.body});
-  return {answer.status, std::move(answer.body)};
+  // The memory store has done everything before it returns: so has the service.
+  bootstrap::HttpAnswer out;
+  service_->handle({call.method, target.substr(0, mark), query, call.body},
+                   [&](bootstrap::ServiceAnswer answer) {
+                     out = {answer.status, std::move(answer.body)};
+                   });
+  return out;
 }
 
 RendezvousClient::RendezvousClient(sim::SimWorld& world, RendezvousServer& server, sim::NodeId node,

@@ -20,23 +20,25 @@ namespace kvl::simulation {
 
 using Violate = std::function<void(const std::string&)>;
 
-// A store that checks what the product's does: no lease lives on after its time, nothing is read
+// A store that checks what the product's in memory does before each of its calls returns: no lease lives on after its time, nothing is read
 // under an ended lease, no rank's epoch goes back while it is known.
 class WatchedStore final : public bootstrap::Store {
  public:
   WatchedStore(const Clock& clock, std::uint64_t seed, Violate violate)
       : clock_(clock), store_(clock, seed, 4096), violate_(std::move(violate)) {}
 
-  Result<bootstrap::LeaseId> grant(std::uint32_t ttl_ms) override;
-  Status keep_alive(bootstrap::LeaseId lease) override;
-  Status revoke(bootstrap::LeaseId lease) override;
-  Status put(std::string_view key, std::string value, bootstrap::LeaseId lease,
-             std::uint64_t expected) override;
+  void grant(std::uint32_t ttl_ms, Granted done) override;
+  void keep_alive(bootstrap::LeaseId lease, Done done) override;
+  void revoke(bootstrap::LeaseId lease, Done done) override;
+  void put(std::string_view key, std::string value, bootstrap::LeaseId lease,
+           std::uint64_t expected, Done done) override;
   Result<std::optional<bootstrap::StoredValue>> get(std::string_view key) override;
   Result<std::vector<bootstrap::StoredValue>> list(std::string_view prefix) override;
-  Status erase(std::string_view key) override { return store_.erase(key); }
+  void erase(std::string_view key, Done done) override { store_.erase(key, std::move(done)); }
   void expire() override { store_.expire(); }
   std::size_t size() const override { return store_.size(); }
+  bootstrap::StoreHealth health() const override { return store_.health(); }
+  void visit_metrics(MetricVisitor& visitor) const override { store_.visit_metrics(visitor); }
 
  private:
   struct Lease {
@@ -47,6 +49,7 @@ class WatchedStore final : public bootstrap::Store {
     std::uint64_t epoch = 0;
   };
   bool lives(bootstrap::LeaseId lease) const;
+  void check_put(std::string_view key, bootstrap::LeaseId lease, std::uint64_t epoch);
   void check_read(const bootstrap::StoredValue& value);
 
   const Clock& clock_;

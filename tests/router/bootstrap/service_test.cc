@@ -28,10 +28,13 @@ class ServiceTest : public ::testing::Test {
  protected:
   ServiceAnswer call(std::string_view method, std::string_view target, std::string_view body = {}) {
     const std::size_t mark = std::min(target.find('?'), target.size());
-    return service_.handle({.method = method,
-                            .path = target.substr(0, mark),
-                            .query = target.substr(std::min(target.size(), mark + 1)),
-                            .body = body});
+    ServiceAnswer got{.status = 0};
+    service_.handle({.method = method,
+                     .path = target.substr(0, mark),
+                     .query = target.substr(std::min(target.size(), mark + 1)),
+                     .body = body},
+                    [&got](ServiceAnswer answer) { got = std::move(answer); });
+    return got;
   }
   ServiceAnswer register_rank(const RankRecord& record, std::uint32_t lease_ms = 5000) {
     return call("POST", "/kvlane/v1/register", encode_register(record, lease_ms));
