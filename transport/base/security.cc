@@ -1,16 +1,11 @@
 // Shared secrets: where they come from, and which listeners must have one.
 #include "kvl/security.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 
 #include "transport/base/address.h"
-#include "transport/base/unique_fd.h"
+#include "transport/base/private_file.h"
 
 namespace kvl {
 namespace {
@@ -31,38 +26,6 @@ std::string_view trimmed(std::string_view text) {
   const std::size_t first = text.find_first_not_of(kBlanks);
   if (first == std::string_view::npos) return {};
   return text.substr(first, text.find_last_not_of(kBlanks) - first + 1);
-}
-
-Result<std::string> read_secret_file(const std::string& path, std::string* error) {
-  const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (!file) {
-    const int reason = errno;
-    return fail(error, reason == ENOENT ? Code::not_found : Code::permission, "open secret_file",
-                "secret_file " + path + " cannot be opened: " + std::strerror(reason), reason);
-  }
-  struct stat info {};
-  if (::fstat(file.get(), &info) != 0 || !S_ISREG(info.st_mode)) {
-    return fail(error, Code::invalid_argument, "secret_file is not a file",
-                "secret_file " + path + " is not a regular file");
-  }
-  if ((info.st_mode & (S_IROTH | S_IWOTH | S_IWGRP)) != 0) {
-    return fail(error, Code::permission, "secret_file is open to others; chmod 600",
-                "secret_file " + path + " can be read or changed by others: chmod 600 " + path);
-  }
-  if (static_cast<std::uint64_t>(info.st_size) > kFileBytesMax) {
-    return fail(error, Code::invalid_argument, "secret_file is too long",
-                "secret_file " + path + " is too long for a file of secrets");
-  }
-  std::string text(static_cast<std::size_t>(info.st_size), '\0');
-  std::size_t have = 0;
-  while (have < text.size()) {
-    const ssize_t n = ::read(file.get(), text.data() + have, text.size() - have);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) break;
-    have += static_cast<std::size_t>(n);
-  }
-  text.resize(have);
-  return text;
 }
 
 }  // namespace
@@ -121,7 +84,7 @@ Result<Secrets> load_secrets(const SecurityConfig& config, std::string* error) {
   }
   const bool from_file = !config.secret_file.empty();
   Result<std::string> text = config.secret;
-  if (from_file) text = read_secret_file(config.secret_file, error);
+  if (from_file) text = read_private_file(config.secret_file, "secret_file", kFileBytesMax, error);
   if (!text) return text.status();
   std::string why;
   Result<Secrets> secrets = Secrets::parse(*text, &why);
