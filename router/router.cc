@@ -25,10 +25,12 @@ constexpr WorkerRole kRoles[] = {WorkerRole::regular, WorkerRole::prefill, Worke
 // Everything that belongs to one loop's thread.
 struct Room {
   Room(std::uint32_t index, Fleet& fleet, RoomAllocator& rooms, const RouterOptions& options,
-       std::unique_ptr<Policy> policies[3], std::function<std::string()> metrics)
+       std::unique_ptr<Policy> policies[3], std::function<std::string()> metrics,
+       const ApiAccess& access, std::shared_ptr<TlsContext> tls,
+       std::shared_ptr<TlsContext> worker_tls)
       : loop(index),
-        context(loop, fleet, rooms, options, policies),
-        api(context, std::move(metrics)),
+        context(loop, fleet, rooms, options, policies, std::move(worker_tls)),
+        api(context, std::move(metrics), access),
         sessions{.loop = loop,
                  .handler = api,
                  .limits = {.body_bytes_max = options.max_payload_size,
@@ -36,7 +38,8 @@ struct Room {
                             .idle_timeout_secs = options.idle_timeout_secs,
                             .buffered_bytes_max = options.max_buffered_bytes,
                             .per_address_max = options.max_connections_per_address},
-                 .counters = {}} {}
+                 .counters = {},
+                 .tls = std::move(tls)} {}
 
   http::Loop loop;
   LoopContext context;
@@ -95,10 +98,13 @@ class RouterImpl final : public Router {
   }
   void run() override;
   void stop() override;
+  Status reload_tls(std::string* error) override;
   void visit_metrics(MetricVisitor& visitor) const override;
 
  private:
   Status check(std::string* error) const;
+  Status open_access(std::string* error);
+  Status open_tls(std::string* error);
   Status add_workers(std::string* error);
   Status add_loop(std::uint32_t index, std::string* error);
   Status listen_for_metrics(std::string* error);
@@ -107,6 +113,9 @@ class RouterImpl final : public Router {
   const SteadyClock clock_;
   RoomAllocator rooms_;
   Fleet fleet_;
+  ApiAccess access_;
+  std::shared_ptr<TlsContext> tls_;         // of the listeners; null: plain
+  std::shared_ptr<TlsContext> worker_tls_;  // of connections to workers
   std::vector<std::unique_ptr<Room>> loops_;
   std::unique_ptr<Caretaker> caretaker_;
   std::vector<std::unique_ptr<Stopper>> stoppers_;
@@ -135,6 +144,45 @@ Status RouterImpl::check(std::string* error) const {
   }
   if (o.threads == 0) return wrong("--threads must be at least 1");
   return {};
+}
+
+Status RouterImpl::open_access(std::string* error) {
+  Result<std::vector<std::string>> keys = load_api_keys(options_.api_key_file, error);
+  if (!keys.ok()) return keys.status();
+  access_.tokens = HttpTokens(options_.secrets);
+  access_.api_keys = HttpTokens(*std::move(keys));
+  return http::check_access("router.host", options_.host,
+                            !access_.open() || !options_.tls_client_ca_path.empty(),
+                            options_.insecure, error);
+}
+
+// Workers with https may come later (POST /workers): their side is always there.
+Status RouterImpl::open_tls(std::string* error) {
+  const RouterOptions& o = options_;
+  if (!o.tls_cert_path.empty() || !o.tls_key_path.empty()) {
+    Result<std::shared_ptr<TlsContext>> server =
+        TlsContext::server({.cert = o.tls_cert_path,
+                            .key = o.tls_key_path,
+                            .ca = o.tls_client_ca_path,
+                            .allow_tls_1_2 = o.tls_allow_1_2},
+                           error);
+    if (!server.ok()) return server.status();
+    tls_ = *std::move(server);
+  } else if (!o.tls_client_ca_path.empty()) {
+    return fail(error, "--tls-client-ca-path needs --tls-cert-path and --tls-key-path",
+                {Code::invalid_argument, "router options"});
+  }
+  Result<std::shared_ptr<TlsContext>> client = TlsContext::client(
+      {.cert = o.client_cert_path, .key = o.client_key_path, .ca = o.ca_cert_path}, error);
+  if (!client.ok()) return client.status();
+  worker_tls_ = *std::move(client);
+  return {};
+}
+
+Status RouterImpl::reload_tls(std::string* error) {
+  if (tls_ != nullptr) KVL_TRY(tls_->reload(error));
+  if (bootstrap_ != nullptr) KVL_TRY(bootstrap_->reload_tls(error));
+  return worker_tls_->reload(error);
 }
 
 Status RouterImpl::add_workers(std::string* error) {
@@ -167,11 +215,14 @@ Status RouterImpl::add_loop(std::uint32_t index, std::string* error) {
     }
     policies[static_cast<std::size_t>(role)] = *std::move(policy);
   }
-  auto room = std::make_unique<Room>(index, fleet_, rooms_, options_, policies, [this] {
-    PrometheusText text;
-    visit_metrics(text);
-    return text.text();
-  });
+  auto room = std::make_unique<Room>(
+      index, fleet_, rooms_, options_, policies,
+      [this] {
+        PrometheusText text;
+        visit_metrics(text);
+        return text.text();
+      },
+      access_, tls_, worker_tls_);
   const std::uint16_t port = index == 0 ? options_.port : this->port();
   if (index == 0 && options_.threads > 1) {
     // A shared port would be shared with another router as well: see first whether it is free.
@@ -202,13 +253,18 @@ Status RouterImpl::listen_for_metrics(std::string* error) {
 
 Status RouterImpl::start(std::string* error) {
   KVL_TRY(check(error));
+  KVL_TRY(open_access(error));
+  KVL_TRY(open_tls(error));
   KVL_TRY(add_workers(error));
   for (std::uint32_t i = 0; i < options_.threads; ++i) KVL_TRY(add_loop(i, error));
   KVL_TRY(listen_for_metrics(error));
   if (options_.bootstrap_port >= 0) {
-    Result<std::unique_ptr<BootstrapServer>> server = BootstrapServer::open(
-        {.host = options_.host, .port = static_cast<std::uint16_t>(options_.bootstrap_port)},
-        error);
+    BootstrapServerOptions bootstrap = options_.bootstrap;
+    bootstrap.host = options_.host;
+    bootstrap.secrets = options_.secrets;
+    bootstrap.insecure = options_.insecure;
+    bootstrap.port = static_cast<std::uint16_t>(options_.bootstrap_port);
+    Result<std::unique_ptr<BootstrapServer>> server = BootstrapServer::open(bootstrap, error);
     if (!server.ok()) return server.status();
     bootstrap_ = *std::move(server);
   }

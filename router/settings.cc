@@ -3,6 +3,15 @@
 #include "kvl/router.h"
 
 namespace kvl {
+namespace {
+
+// Comes from the environment only.
+Setting secret(Setting row) {
+  row.secret = true;
+  return row;
+}
+
+}  // namespace
 
 std::span<const Setting> router_settings() {
   using O = RouterOptions;
@@ -62,6 +71,21 @@ std::span<const Setting> router_settings() {
           "a port for /metrics alone; -1: none (the main port has it too)"),
       setting<&O::bootstrap_port>("router.bootstrap_port", "", -1, 65535,
                                   "a port for the rendezvous in this process; -1: none"),
+      setting<&O::tls_cert_path>("router.tls_cert_path", "", 0, 0,
+                                 "PEM file with this server's certificate; the port speaks TLS"),
+      setting<&O::tls_key_path>("router.tls_key_path", "", 0, 0,
+                                "PEM file with its key; refused when others can read it"),
+      setting<&O::tls_client_ca_path>("router.tls_client_ca_path", "", 0, 0,
+                                      "clients must show a certificate signed by this authority"),
+      setting<&O::tls_allow_1_2>("router.tls_allow_1_2", "", 0, 0, "speak TLS 1.2 as well as 1.3"),
+      setting<&O::api_key_file>("router.api_key_file", "", 0, 0,
+                                "file of keys that clients must show, one a line; mode 600"),
+      setting<&O::ca_cert_path>("router.ca_cert_path", "", 0, 0,
+                                "authority of workers with https; empty: the machine's"),
+      setting<&O::client_cert_path>("router.client_cert_path", "", 0, 0,
+                                    "certificate shown to workers with https"),
+      setting<&O::client_key_path>("router.client_key_path", "", 0, 0,
+                                   "its key; refused when others can read it"),
   };
   return rows;
 }
@@ -89,6 +113,39 @@ std::span<const Setting> bootstrap_settings() {
                                      "a kept-alive connection without a request is closed after"),
       setting<&O::records_max>("bootstrap.records_max", "", 1, 1e9,
                                "ranks, and rooms, kept at most; beyond it the answer is 503"),
+      setting<&O::store>("bootstrap.store", "", 0, 0,
+                         "where records are kept: memory, or etcd for several servers"),
+      setting<&O::etcd_endpoints>("bootstrap.etcd_endpoints", "", 0, 0,
+                                  "URLs of etcd's members, separated by commas"),
+      setting<&O::etcd_prefix>("bootstrap.etcd_prefix", "", 0, 0,
+                               "of every key in etcd; servers with one prefix are one service"),
+      setting<&O::etcd_user>("bootstrap.etcd_user", "", 0, 0, "user at etcd; empty: none"),
+      setting<&O::etcd_password_file>("bootstrap.etcd_password_file", "", 0, 0,
+                                      "file with that user's password, mode 600"),
+      secret(setting<&O::etcd_password>(
+          "bootstrap.etcd_password", "", 0, 0,
+          "that user's password; only as KVLANE_BOOTSTRAP_ETCD_PASSWORD, never a flag")),
+      setting<&O::etcd_timeout_ms>("bootstrap.etcd_timeout_ms", "ms", 1, 600000,
+                                   "limit of one call to etcd, over all members"),
+      setting<&O::etcd_probe_ms>("bootstrap.etcd_probe_ms", "ms", 1, 600000,
+                                 "how often etcd is asked whether it is there"),
+      setting<&O::sglang_without_secret>(
+          "bootstrap.sglang_without_secret", "", 0, 0,
+          "serve SGLang's protocol, which knows no secret, although there is one"),
+      setting<&O::etcd_ca_cert_path>("bootstrap.etcd_ca_cert_path", "", 0, 0,
+                                     "authority of etcd with https; empty: the machine's"),
+      setting<&O::etcd_client_cert_path>("bootstrap.etcd_client_cert_path", "", 0, 0,
+                                         "certificate shown to etcd"),
+      setting<&O::etcd_client_key_path>("bootstrap.etcd_client_key_path", "", 0, 0,
+                                        "its key; refused when others can read it"),
+      setting<&O::tls_cert_path>("bootstrap.tls_cert_path", "", 0, 0,
+                                 "PEM file with this server's certificate; the port speaks TLS"),
+      setting<&O::tls_key_path>("bootstrap.tls_key_path", "", 0, 0,
+                                "PEM file with its key; refused when others can read it"),
+      setting<&O::tls_client_ca_path>("bootstrap.tls_client_ca_path", "", 0, 0,
+                                      "clients must show a certificate signed by this authority"),
+      setting<&O::tls_allow_1_2>("bootstrap.tls_allow_1_2", "", 0, 0,
+                                 "speak TLS 1.2 as well as 1.3"),
   };
   return rows;
 }

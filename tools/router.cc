@@ -34,6 +34,12 @@ void run_router(Program& program, const RouterFlags& flags) {
   const Result<Settings> settings = program.settings(flags.settings);
   if (!settings.ok()) return;
   RouterOptions options = settings->read<RouterOptions>(router_settings());
+  options.bootstrap = settings->read<BootstrapServerOptions>(bootstrap_settings());
+  std::string error;
+  Result<Secrets> secrets = load_secrets(*settings, &error);
+  if (!secrets.ok()) return program.fail(error);
+  options.secrets = *std::move(secrets);
+  options.insecure = settings->read<SecurityConfig>(security_settings()).insecure;
   for (const std::vector<std::string>& words : flags.prefill) {
     PrefillWorker worker;
     if (!read_prefill(words, worker)) {
@@ -47,18 +53,21 @@ void run_router(Program& program, const RouterFlags& flags) {
 
   if (!program.start_trace(*settings, "router")) return;
   StopOnSignal::block();
-  std::string error;
   const Result<std::unique_ptr<Router>> router = Router::open(options, &error);
   if (!router.ok()) return program.fail(error);
-  const StopOnSignal signals([&router] { (*router)->stop(); });
-  std::printf("listening on http://%s:%u\n", options.host.c_str(),
+  const StopOnSignal signals(
+      [&router] { (*router)->stop(); },
+      [&router] { report_reload([&](std::string* why) { return (*router)->reload_tls(why); }); });
+  const char* const scheme = options.tls_cert_path.empty() ? "http" : "https";
+  std::printf("listening on %s://%s:%u\n", scheme, options.host.c_str(),
               static_cast<unsigned>((*router)->port()));
   if ((*router)->prometheus_port() != 0) {
-    std::printf("metrics on http://%s:%u/metrics\n", options.host.c_str(),
+    std::printf("metrics on %s://%s:%u/metrics\n", scheme, options.host.c_str(),
                 static_cast<unsigned>((*router)->prometheus_port()));
   }
   if ((*router)->bootstrap_port() != 0) {
-    std::printf("rendezvous on http://%s:%u\n", options.host.c_str(),
+    std::printf("rendezvous on %s://%s:%u\n",
+                options.bootstrap.tls_cert_path.empty() ? "http" : "https", options.host.c_str(),
                 static_cast<unsigned>((*router)->bootstrap_port()));
   }
   std::fflush(stdout);
@@ -73,10 +82,13 @@ void add_router(CLI::App& app, Program& program) {
   command->footer(
       "Examples:\n"
       "  kvlane router --pd-disaggregation --prefill http://10.0.0.1:30001 8998 \\\n"
-      "    --decode http://10.0.0.2:30001 --decode http://10.0.0.3:30001 --port 30000\n"
+      "    --decode http://10.0.0.2:30001 --api-key-file /etc/kvlane/keys\n"
       "  kvlane router --worker-urls http://10.0.0.1:30001 http://10.0.0.2:30001 \\\n"
-      "    --policy least_loaded --prometheus-port 29000\n"
-      "Workers can also be added and removed while it runs: POST and DELETE /workers.");
+      "    --policy least_loaded --prometheus-port 29000 --insecure\n"
+      "  kvlane router --worker-urls https://10.0.0.1:30001 --ca-cert-path ca.pem \\\n"
+      "    --tls-cert-path router.pem --tls-key-path router.key --secret_file /etc/kvlane/secret\n"
+      "SIGHUP reads certificates anew. Workers can also be added and removed while it runs: POST "
+      "and DELETE /workers.");
   const auto flags = std::make_shared<RouterFlags>();
   command
       ->add_option("--prefill", flags->prefill,
@@ -89,6 +101,8 @@ void add_router(CLI::App& app, Program& program) {
   command->add_option("--worker-urls", flags->workers, "workers that do both, without P/D")
       ->type_name("URL ...");
   add_setting_flags(*command, router_settings(), "router.", flags->settings);
+  add_setting_flags(*command, bootstrap_settings(), "", flags->settings);
+  add_setting_flags(*command, security_settings(), "", flags->settings);
   add_setting_flags(*command, trace_settings(), "", flags->settings);
   command->callback([&program, flags] { run_router(program, *flags); });
 }

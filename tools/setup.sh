@@ -6,7 +6,7 @@ build=(g++ cmake ninja-build ccache pkg-config ca-certificates python3
   libboost1.81-dev libboost-json1.81-dev libboost-system1.81-dev libboost-url1.81-dev libssl-dev
   libcli11-dev libtomlplusplus-dev libspdlog-dev libfmt-dev libhwloc-dev)
 tests=(libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev clang-14 clang-tidy-14
-  clang-format-14 libclang-rt-14-dev iproute2 curl git)
+  clang-format-14 libclang-rt-14-dev iproute2 curl git openssl etcd-server)
 
 packages=("${build[@]}")
 [[ "${1:-}" == "--tests" ]] && packages+=("${tests[@]}")
@@ -29,4 +29,10 @@ fi
 echo "setup: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 "${sudo[@]}" apt-get update -qq
+# The tests start servers of their own; a service that a package would start is in their way.
+if [[ " ${missing[*]} " == *" etcd-server "* && ! -e /usr/sbin/policy-rc.d ]]; then
+  printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee /usr/sbin/policy-rc.d >/dev/null
+  "${sudo[@]}" chmod +x /usr/sbin/policy-rc.d
+  trap '"${sudo[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
+fi
 "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

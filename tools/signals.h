@@ -1,17 +1,21 @@
-// SIGINT and SIGTERM as a function call in an ordinary thread.
+// SIGINT, SIGTERM and SIGHUP as function calls in an ordinary thread.
 #pragma once
 
 #include <atomic>
 #include <functional>
+#include <string>
 #include <thread>
+
+#include "kvl/status.h"
 
 namespace kvl::tools {
 
-// Make it before other threads: it blocks both signals for them. `stop` runs in a thread of its
-// own, once per signal. A third signal ends the process at once.
+// Make it before other threads: it blocks the signals for them. `stop` runs in a thread of its
+// own, once per signal to stop. The third one ends the process at once. `reload` is called for a
+// SIGHUP.
 class StopOnSignal {
  public:
-  explicit StopOnSignal(std::function<void()> stop);
+  explicit StopOnSignal(std::function<void()> stop, std::function<void()> reload = {});
   ~StopOnSignal();
   StopOnSignal(const StopOnSignal&) = delete;
   StopOnSignal& operator=(const StopOnSignal&) = delete;
@@ -24,5 +28,8 @@ class StopOnSignal {
   std::atomic<bool> done_{false};
   std::thread thread_;
 };
+
+// Reloads, and says on standard error how it went.
+void report_reload(const std::function<Status(std::string*)>& reload);
 
 }  // namespace kvl::tools

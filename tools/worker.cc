@@ -12,8 +12,8 @@ void add_worker(CLI::App& app, Program& program) {
       "Examples, three shells:\n"
       "  kvlane worker --role prefill --tp 2 --port 31000 --bootstrap-port 8998\n"
       "  kvlane worker --role decode --port 31001\n"
-      "  kvlane router --pd-disaggregation --prefill http://127.0.0.1:31000 8998 \\\n"
-      "      --decode http://127.0.0.1:31001\n"
+      "  kvlane router --host 127.0.0.1 --pd-disaggregation \\\n"
+      "      --prefill http://127.0.0.1:31000 8998 --decode http://127.0.0.1:31001\n"
       "  curl localhost:30000/generate -d '{\"text\": \"Once upon a time\"}'");
   const auto options = std::make_shared<worker::WorkerOptions>();
   worker::add_worker_options(*command, *options);

@@ -31,6 +31,9 @@ Status refusal(const HttpAnswer& answer) {
     return {Code::permission, "the rendezvous knows a newer epoch of this rank"};
   }
   if (code == kRefusedFull) return {Code::exhausted, "the rendezvous is full"};
+  if (answer.status == 401) {
+    return {Code::permission, "the rendezvous has a secret: set the same here"};
+  }
   if (answer.status == 404) return {Code::not_found, "the rendezvous does not know it"};
   if (answer.status >= 500) return {Code::unavailable, "the rendezvous failed"};
   return {Code::invalid_argument, "the rendezvous refused the request"};

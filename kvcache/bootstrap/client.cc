@@ -26,8 +26,11 @@ std::int64_t now_ns() {
 
 class Client final : public BootstrapClient {
  public:
-  Client(BootstrapClientOptions options, HttpTarget target)
-      : options_(std::move(options)), target_(std::move(target)), keeper_(options_.lease_ms) {}
+  Client(BootstrapClientOptions options, HttpTarget target, HttpAccess access)
+      : options_(std::move(options)),
+        target_(std::move(target)),
+        access_(std::move(access)),
+        keeper_(options_.lease_ms) {}
 
   ~Client() override {
     {
@@ -104,7 +107,7 @@ class Client final : public BootstrapClient {
 
   Result<HttpAnswer> call(const Call& call) { return call_within(call, options_.timeout_ms); }
   Result<HttpAnswer> call_within(const Call& call, std::uint32_t timeout_ms) {
-    return http_call(target_, call.method, call.path, call.body, timeout_ms);
+    return http_call(target_, access_, call.method, call.path, call.body, timeout_ms);
   }
   Result<std::vector<RankRecord>> ranks_within(std::string_view cluster, std::string_view instance,
                                                std::uint32_t timeout_ms) {
@@ -131,6 +134,7 @@ class Client final : public BootstrapClient {
 
   const BootstrapClientOptions options_;
   const HttpTarget target_;
+  const HttpAccess access_;
   mutable std::mutex mutex_;  // guards the rest
   std::condition_variable wake_;
   LeaseKeeper keeper_;
@@ -147,8 +151,14 @@ Result<std::unique_ptr<BootstrapClient>> BootstrapClient::open(BootstrapClientOp
   if (options.timeout_ms == 0 || options.lease_ms == 0) {
     return Status{Code::invalid_argument, "timeout_ms and lease_ms must not be 0"};
   }
+  bootstrap::HttpAccess access{.token = options.token, .tls = nullptr};
+  if (target->tls) {
+    Result<std::shared_ptr<TlsContext>> tls = TlsContext::client(options.tls);
+    if (!tls.ok()) return tls.status();
+    access.tls = *std::move(tls);
+  }
   return std::unique_ptr<BootstrapClient>(
-      std::make_unique<bootstrap::Client>(std::move(options), *target));
+      std::make_unique<bootstrap::Client>(std::move(options), *target, std::move(access)));
 }
 
 }  // namespace kvl

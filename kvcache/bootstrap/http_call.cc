@@ -4,9 +4,17 @@
 #include <boost/asio/connect.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/ssl/context.hpp>
+#include <boost/asio/ssl/error.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
+#include <boost/beast/ssl.hpp>
 #include <chrono>
+#include <ctime>
+#include <type_traits>
+#include <utility>
+
+#include "kvl/http_token.h"
 
 namespace kvl::bootstrap {
 namespace {
@@ -19,12 +27,17 @@ using ErrorCode = boost::system::error_code;
 constexpr std::size_t kHostBytesMax = 253;
 constexpr std::uint64_t kAnswerBytesMax = 256ull << 20;
 
-// Resolve, connect, write, read: each step starts the next; the deadline of the stream covers all.
+using Plain = beast::tcp_stream;
+using Secure = beast::ssl_stream<beast::tcp_stream>;
+
+// Resolve, connect, shake hands, write, read: each step starts the next; the deadline of the stream
+// covers all.
+template <typename Stream>
 class Call {
  public:
-  Call(asio::io_context& io, const HttpTarget& target, http::request<http::string_body> request,
-       std::chrono::milliseconds timeout)
-      : resolver_(io), stream_(io), request_(std::move(request)), timeout_(timeout) {
+  Call(asio::io_context& io, Stream stream, const HttpTarget& target,
+       http::request<http::string_body> request, std::chrono::milliseconds timeout)
+      : resolver_(io), stream_(std::move(stream)), request_(std::move(request)), timeout_(timeout) {
     parser_.body_limit(kAnswerBytesMax);
     resolver_.async_resolve(target.host, target.port, [this](ErrorCode error, auto found) {
       if (error) return end(Code::unavailable, "resolve the rendezvous' name", error);
@@ -37,11 +50,24 @@ class Call {
 
  private:
   void connect(const asio::ip::tcp::resolver::results_type& endpoints) {
-    stream_.expires_after(timeout_);
-    stream_.async_connect(endpoints, [this](ErrorCode error, const auto&) {
+    beast::get_lowest_layer(stream_).expires_after(timeout_);
+    beast::get_lowest_layer(stream_).async_connect(endpoints, [this](ErrorCode error, const auto&) {
       if (error) return end(Code::unavailable, "connect to the rendezvous", error);
-      write();
+      shake_hands();
     });
+  }
+  void shake_hands() {
+    if constexpr (std::is_same_v<Stream, Secure>) {
+      stream_.async_handshake(asio::ssl::stream_base::client, [this](ErrorCode error) {
+        if (!error) return write();
+        const bool system = error.category() == boost::system::system_category();
+        end(system ? Code::unavailable : Code::permission,
+            "TLS with the rendezvous: see its certificate and the authority that is trusted here",
+            error);
+      });
+    } else {
+      write();
+    }
   }
   void write() {
     http::async_write(stream_, request_, [this](ErrorCode error, std::size_t) {
@@ -53,6 +79,8 @@ class Call {
     http::async_read(stream_, buffer_, parser_, [this](ErrorCode error, std::size_t) {
       if (error == beast::error::timeout || !error) return end(Code::timed_out, "", error);
       const bool broken = error == http::error::end_of_stream ||
+                          error == asio::ssl::error::stream_truncated ||
+                          error.category() == asio::error::get_ssl_category() ||
                           error.category() == boost::system::system_category();
       end(broken ? Code::unavailable : Code::corrupt, "read the rendezvous' answer", error);
     });
@@ -67,27 +95,57 @@ class Call {
       status = {code, context, system ? error.value() : 0};
     }
     ErrorCode ignored;
-    stream_.socket().close(ignored);
+    beast::get_lowest_layer(stream_).socket().close(ignored);
   }
 
   asio::ip::tcp::resolver resolver_;
-  beast::tcp_stream stream_;
+  Stream stream_;
   beast::flat_buffer buffer_;
   http::request<http::string_body> request_;
   std::chrono::milliseconds timeout_;
 };
 
+template <typename Stream>
+Result<HttpAnswer> run(asio::io_context& io, Stream stream, const HttpTarget& target,
+                       http::request<http::string_body> request,
+                       std::chrono::milliseconds timeout) {
+  Call<Stream> call(io, std::move(stream), target, std::move(request), timeout);
+  // The stream's own deadline ends a call that is under way; this one also covers the resolver.
+  io.run_for(timeout);
+  if (!call.status.ok()) return call.status;
+  return HttpAnswer{static_cast<int>(call.parser_.get().result_int()),
+                    std::move(call.parser_.get().body())};
+}
+
+Result<HttpAnswer> run_plain(const HttpTarget& target, http::request<http::string_body> request,
+                             std::chrono::milliseconds timeout) {
+  asio::io_context io(1);
+  return run(io, Plain(io), target, std::move(request), timeout);
+}
+
+Result<HttpAnswer> run_tls(const HttpTarget& target, TlsContext& tls,
+                           http::request<http::string_body> request,
+                           std::chrono::milliseconds timeout) {
+  asio::io_context io(1);
+  asio::ssl::context context(tls.acquire());  // takes the reference
+  Secure stream(io, context);
+  TlsContext::expect_host(stream.native_handle(), target.host);
+  return run(io, std::move(stream), target, std::move(request), timeout);
+}
+
 }  // namespace
 
 Result<HttpTarget> parse_target(std::string_view url) {
-  const Status wrong{Code::invalid_argument, "the rendezvous' URL must be http://HOST:PORT"};
-  constexpr std::string_view kScheme = "http://";
-  if (!url.starts_with(kScheme)) return wrong;
-  url.remove_prefix(kScheme.size());
+  const Status wrong{Code::invalid_argument,
+                     "the rendezvous' URL must be http://HOST:PORT or https://HOST:PORT"};
+  constexpr std::string_view kScheme = "http://", kTlsScheme = "https://";
+  const bool tls = url.starts_with(kTlsScheme);
+  if (!tls && !url.starts_with(kScheme)) return wrong;
+  url.remove_prefix(tls ? kTlsScheme.size() : kScheme.size());
   if (url.ends_with('/')) url.remove_suffix(1);
   const std::size_t colon = url.rfind(':');
   if (colon == std::string_view::npos || colon == 0 || colon + 1 == url.size()) return wrong;
-  HttpTarget target{std::string(url.substr(0, colon)), std::string(url.substr(colon + 1))};
+  HttpTarget target{std::string(url.substr(0, colon)), std::string(url.substr(colon + 1)), tls};
   if (target.host.front() == '[' && target.host.back() == ']') {
     target.host = target.host.substr(1, target.host.size() - 2);
   }
@@ -102,23 +160,8 @@ Result<HttpTarget> parse_target(std::string_view url) {
   return target;
 }
 
-namespace {
-
-Result<HttpAnswer> run(const HttpTarget& target, http::request<http::string_body> request,
-                       std::chrono::milliseconds timeout) {
-  asio::io_context io(1);
-  Call call(io, target, std::move(request), timeout);
-  // The stream's own deadline ends a call that is under way; this one also covers the resolver.
-  io.run_for(timeout);
-  if (!call.status.ok()) return call.status;
-  return HttpAnswer{static_cast<int>(call.parser_.get().result_int()),
-                    std::move(call.parser_.get().body())};
-}
-
-}  // namespace
-
-Result<HttpAnswer> http_call(const HttpTarget& target, std::string_view method,
-                             std::string_view path, std::string_view body,
+Result<HttpAnswer> http_call(const HttpTarget& target, const HttpAccess& access,
+                             std::string_view method, std::string_view path, std::string_view body,
                              std::uint32_t timeout_ms) {
   http::request<http::string_body> request;
   request.version(11);
@@ -126,11 +169,18 @@ Result<HttpAnswer> http_call(const HttpTarget& target, std::string_view method,
   request.target({path.data(), path.size()});
   request.set(http::field::host, target.host + ":" + target.port);
   request.set(http::field::connection, "close");
+  if (!access.token.empty()) {
+    request.set(http::field::authorization,
+                http_signature(access.token, {.method = method, .target = path, .body = body},
+                               std::time(nullptr)));
+  }
   if (!body.empty()) request.set(http::field::content_type, "application/json");
   request.body() = body;
   request.prepare_payload();
+  const std::chrono::milliseconds timeout(timeout_ms);
   try {
-    return run(target, std::move(request), std::chrono::milliseconds(timeout_ms));
+    return target.tls ? run_tls(target, *access.tls, std::move(request), timeout)
+                      : run_plain(target, std::move(request), timeout);
   } catch (const boost::system::system_error& problem) {
     // An io_context takes descriptors, and a thread for the resolver, and throws without them.
     return Status{Code::exhausted, "call the rendezvous", problem.code().value()};

@@ -25,29 +25,36 @@ void reply_error(Session& session, int status, std::string_view type, std::strin
   session.reply({.status = status, .body = http::error_body(status, type, message)});
 }
 
-Api::Api(LoopContext& context, std::function<std::string()> metrics)
-    : context_(context), metrics_(std::move(metrics)) {}
+Api::Api(LoopContext& context, std::function<std::string()> metrics, const ApiAccess& access)
+    : context_(context), metrics_(std::move(metrics)), access_(access) {}
+
+bool Api::allowed(const Session& session, Access needed) const {
+  if (access_.open() || needed == Access::anybody) return true;
+  const std::string_view shown = session.request().headers.find("authorization");
+  if (access_.tokens.accept(shown)) return true;
+  return needed == Access::clients && access_.api_keys.accept(shown);
+}
 
 void Api::handle(Session& session) {
   static constexpr Route kRoutes[] = {
       {"/generate", "POST", &Api::relay},
       {"/v1/chat/completions", "POST", &Api::relay},
       {"/v1/completions", "POST", &Api::relay},
-      {"/health", "GET", &Api::health},
-      {"/liveness", "GET", &Api::health},
-      {"/readiness", "GET", &Api::readiness},
+      {"/health", "GET", &Api::health, Access::anybody},
+      {"/liveness", "GET", &Api::health, Access::anybody},
+      {"/readiness", "GET", &Api::readiness, Access::anybody},
       {"/health_generate", "GET", &Api::health_generate},
       {"/metrics", "GET", &Api::metrics},
       {"/v1/models", "GET", &Api::pass},
       {"/get_model_info", "GET", &Api::pass},
       {"/get_server_info", "GET", &Api::pass},
-      {"/workers", "GET", &Api::list_workers},
-      {"/workers", "POST", &Api::add_worker},
-      {"/workers", "DELETE", &Api::remove_worker},
-      {"/workers/", "GET", &Api::show_worker},
-      {"/workers/", "DELETE", &Api::remove_worker},
+      {"/workers", "GET", &Api::list_workers, Access::operators},
+      {"/workers", "POST", &Api::add_worker, Access::operators},
+      {"/workers", "DELETE", &Api::remove_worker, Access::operators},
+      {"/workers/", "GET", &Api::show_worker, Access::operators},
+      {"/workers/", "DELETE", &Api::remove_worker, Access::operators},
       {"/abort_request", "POST", &Api::fan_out},
-      {"/flush_cache", "POST", &Api::fan_out},
+      {"/flush_cache", "POST", &Api::fan_out, Access::operators},
   };
   const std::string_view path = session.request().path();
   const std::string_view method = session.request().method;
@@ -56,7 +63,12 @@ void Api::handle(Session& session) {
     if (!path_matches(route.path, path)) continue;
     known_path = true;
     const bool head = method == "HEAD" && route.method == "GET" && route.run != &Api::pass;
-    if (method == route.method || head) return (this->*route.run)(session);
+    if (method != route.method && !head) continue;
+    if (allowed(session, route.access)) return (this->*route.run)(session);
+    return session.reply({.status = 401,
+                          .body = http::error_body(401, "authentication_error",
+                                                   "missing or wrong: Authorization: Bearer KEY"),
+                          .headers = "WWW-Authenticate: Bearer\r\n"});
   }
   if (known_path) {
     return reply_error(session, 405, "invalid_request_error", "method not allowed on this path");

@@ -7,13 +7,15 @@
 namespace kvl::router {
 
 LoopContext::LoopContext(http::Loop& loop, Fleet& fleet, RoomAllocator& rooms,
-                         const RouterOptions& options, std::unique_ptr<Policy> policies[3])
+                         const RouterOptions& options, std::unique_ptr<Policy> policies[3],
+                         std::shared_ptr<TlsContext> tls)
     : loop_(loop),
       fleet_(fleet),
       rooms_(rooms),
       options_(options),
       random_(std::random_device{}()),
-      workers_(fleet.workers()) {
+      workers_(fleet.workers()),
+      tls_(std::move(tls)) {
   for (int i = 0; i < 3; ++i) policies_[i] = std::move(policies[i]);
 }
 
@@ -43,7 +45,7 @@ WorkerPtr LoopContext::pick(WorkerRole role, std::span<const std::uint32_t> avoi
 
 http::UpstreamPool& LoopContext::pool(const Worker& worker) {
   std::unique_ptr<http::UpstreamPool>& pool = pools_[worker.id];
-  if (pool == nullptr) pool = std::make_unique<http::UpstreamPool>(loop_, worker.url);
+  if (pool == nullptr) pool = std::make_unique<http::UpstreamPool>(loop_, worker.url, tls_);
   return *pool;
 }
 

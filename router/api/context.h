@@ -25,7 +25,7 @@ struct RouterCounters {
 class LoopContext {
  public:
   LoopContext(http::Loop& loop, Fleet& fleet, RoomAllocator& rooms, const RouterOptions& options,
-              std::unique_ptr<Policy> policies[3]);
+              std::unique_ptr<Policy> policies[3], std::shared_ptr<TlsContext> tls);
 
   http::Loop& loop() { return loop_; }
   Fleet& fleet() { return fleet_; }
@@ -52,6 +52,7 @@ class LoopContext {
   RouterCounters counters_;
   std::shared_ptr<const WorkerSet> workers_;
   std::unordered_map<std::uint32_t, std::unique_ptr<http::UpstreamPool>> pools_;
+  std::shared_ptr<TlsContext> tls_;  // to workers; shared by all loops
   std::vector<Worker*> candidates_;
 };
 

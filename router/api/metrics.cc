@@ -19,6 +19,8 @@ constexpr HttpRow kHttpRows[] = {
      &http::HttpCounters::refused_total},
     {"http_timeouts_total", "client connections that ran into a limit of time",
      &http::HttpCounters::timeouts_total},
+    {"tls_failed_total", "client connections that did not become secure",
+     &http::HttpCounters::tls_failed_total},
     {"received_bytes_total", "bytes read from clients", &http::HttpCounters::bytes_in_total},
     {"sent_bytes_total", "bytes written to clients", &http::HttpCounters::bytes_out_total},
 };

@@ -1,11 +1,13 @@
 // The service behind a port: one loop, one thread.
 #include <boost/asio/post.hpp>
-#include <random>
+#include <ctime>
 #include <thread>
 
+#include "kvcache/bootstrap/wire.h"
 #include "kvl/bootstrap_server.h"
+#include "kvl/http_token.h"
 #include "router/api/metrics.h"
-#include "router/bootstrap/memory_store.h"
+#include "router/bootstrap/make_store.h"
 #include "router/bootstrap/service.h"
 #include "router/http/listener.h"
 #include "router/http/message.h"
@@ -21,28 +23,50 @@ constexpr double kExpireSecs = 1;
 
 class Handler final : public http::RequestHandler {
  public:
-  Handler(Service& service, std::function<std::string()> metrics)
-      : service_(service), metrics_(std::move(metrics)) {}
+  Handler(const BootstrapServerOptions& options, std::function<std::string()> metrics)
+      : tokens_(options.secrets),
+        sglang_open_(options.sglang_without_secret),
+        metrics_(std::move(metrics)) {}
+  void set_service(Service& service) { service_ = &service; }
 
   void handle(http::Session& session) override {
     const http::RequestHead& request = session.request();
+    if (!allowed(session)) {
+      return session.reply(
+          {.status = 401,
+           .body = encode_error("secret",
+                                "this service has a secret: the request must be signed with it"),
+           .headers = "WWW-Authenticate: Bearer\r\n"});
+    }
     if (request.method == "GET" && request.path() == "/metrics") {
       return session.reply({.content_type = "text/plain; version=0.0.4", .body = metrics_()});
     }
     // The session is kept until its answer is there; a client that has left does not get it.
-    service_.handle({.method = request.method,
-                     .path = request.path(),
-                     .query = request.query(),
-                     .body = session.body()},
-                    [kept = session.shared_from_this()](ServiceAnswer answer) {
-                      kept->reply({.status = answer.status,
-                                   .content_type = answer.content_type,
-                                   .body = std::move(answer.body)});
-                    });
+    service_->handle({.method = request.method,
+                      .path = request.path(),
+                      .query = request.query(),
+                      .body = session.body()},
+                     [kept = session.shared_from_this()](ServiceAnswer answer) {
+                       kept->reply({.status = answer.status,
+                                    .content_type = answer.content_type,
+                                    .body = std::move(answer.body)});
+                     });
   }
 
  private:
-  Service& service_;
+  bool allowed(const http::Session& session) const {
+    const http::RequestHead& request = session.request();
+    if (tokens_.empty() || request.path() == "/health") return true;
+    if (sglang_open_ && is_sglang_path(request.path())) return true;
+    return tokens_.accept(
+        request.headers.find("authorization"),
+        {.method = request.method, .target = request.target, .body = session.body()},
+        std::time(nullptr));
+  }
+
+  const HttpTokens tokens_;
+  const bool sglang_open_;
+  Service* service_ = nullptr;
   std::function<std::string()> metrics_;
 };
 
@@ -50,10 +74,7 @@ class BootstrapServerImpl final : public BootstrapServer, private http::Timed {
  public:
   explicit BootstrapServerImpl(const BootstrapServerOptions& options)
       : options_(options),
-        store_(clock_, std::random_device{}() | std::uint64_t{std::random_device{}()} << 32,
-               options.records_max),
-        service_(store_, clock_, options_),
-        handler_(service_,
+        handler_(options,
                  [this] {
                    PrometheusText text;
                    visit_metrics(text);
@@ -75,6 +96,28 @@ class BootstrapServerImpl final : public BootstrapServer, private http::Timed {
   }
 
   Status start(std::string* error) {
+    KVL_TRY(http::check_access("bootstrap.host", options_.host,
+                               !options_.secrets.empty() || !options_.tls_client_ca_path.empty(),
+                               options_.insecure, error));
+    Result<OpenStore> opened = make_store(loop_, clock_, options_, error);
+    if (!opened.ok()) return opened.status();
+    store_ = *std::move(opened);
+    service_ = std::make_unique<Service>(*store_.store, clock_, options_);
+    handler_.set_service(*service_);
+    if (options_.tls_cert_path.empty() && !options_.tls_client_ca_path.empty()) {
+      if (error != nullptr) *error = "bootstrap.tls_client_ca_path needs bootstrap.tls_cert_path";
+      return {Code::invalid_argument, "the options of the rendezvous"};
+    }
+    if (!options_.tls_cert_path.empty() || !options_.tls_key_path.empty()) {
+      Result<std::shared_ptr<TlsContext>> tls =
+          TlsContext::server({.cert = options_.tls_cert_path,
+                              .key = options_.tls_key_path,
+                              .ca = options_.tls_client_ca_path,
+                              .allow_tls_1_2 = options_.tls_allow_1_2},
+                             error);
+      if (!tls.ok()) return tls.status();
+      sessions_.tls = *std::move(tls);
+    }
     Result<http::Acceptor> acceptor =
         http::listen(loop_, {.host = options_.host, .port = options_.port}, error);
     if (!acceptor.ok()) return acceptor.status();
@@ -99,10 +142,16 @@ class BootstrapServerImpl final : public BootstrapServer, private http::Timed {
     });
   }
 
+  Status reload_tls(std::string* error) override {
+    if (store_.etcd != nullptr) KVL_TRY(store_.etcd->reload_tls(error));
+    return sessions_.tls == nullptr ? Status{} : sessions_.tls->reload(error);
+  }
+
   void visit_metrics(MetricVisitor& visitor) const override {
     const http::HttpCounters* const all[] = {&sessions_.counters};
     router::visit_http_metrics(visitor, "kvlane_bootstrap_", all);
-    const ServiceCounters& counters = service_.counters();
+    store_.store->visit_metrics(visitor);
+    const ServiceCounters& counters = service_->counters();
     const auto counter = [&](const char* name, const char* help, const Counter& value) {
       visitor.counter(name, help, {}, static_cast<double>(value.value()));
     };
@@ -119,22 +168,23 @@ class BootstrapServerImpl final : public BootstrapServer, private http::Timed {
  private:
   // Ends leases while nobody asks, and ends the loop once it is asked to.
   void on_deadline() override {
-    store_.expire();
+    store_.store->expire();
     if (!stopping_) return set_deadline(http::after_seconds(kExpireSecs));
     if (sessions_.open > 0 && http::LoopClock::now() < end_) {
       return set_deadline(http::LoopClock::now() + http::kTick);
     }
     listener_->close_sessions();
+    if (store_.etcd != nullptr) store_.etcd->stop();
     loop_.stop();
   }
 
   const BootstrapServerOptions options_;
   const SteadyClock clock_;
-  MemoryStore store_;
-  Service service_;
   Handler handler_;
   http::Loop loop_;
   http::SessionContext sessions_;
+  OpenStore store_;
+  std::unique_ptr<Service> service_;
   std::unique_ptr<http::Listener> listener_;
   bool stopping_ = false;
   http::TimePoint end_;

@@ -25,6 +25,11 @@ struct SglangAnswer {
 // "sglang/rank/DP.CP.TP.PP", value how many ranks there are, the shape and the address, a line
 // each. The shape in force is that of the rank put last; ranks of another shape are left over from
 // an earlier start. Rooms are kept here, and in the store as well where other servers share it.
+// The paths of this protocol.
+inline bool is_sglang_path(std::string_view path) {
+  return path == "/route" || path == "/register_dp_rank" || path == "/query_dp_ranks";
+}
+
 class SglangTable {
  public:
   using Answered = std::function<void(const SglangAnswer&)>;

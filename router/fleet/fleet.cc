@@ -56,7 +56,8 @@ void Fleet::publish(std::vector<WorkerPtr> all) {
 Result<WorkerPtr> Fleet::add(WorkerRole role, std::string_view url, int bootstrap_port) {
   const std::optional<http::Url> parsed = http::parse_url(url);
   if (!parsed.has_value()) {
-    return Status{Code::invalid_argument, "a worker's URL must be http://HOST:PORT"};
+    return Status{Code::invalid_argument,
+                  "a worker's URL must be http://HOST:PORT or https://HOST:PORT"};
   }
   const std::lock_guard lock(mutex_);
   for (const WorkerPtr& known : workers_->all) {

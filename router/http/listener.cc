@@ -8,6 +8,8 @@
 #include <memory>
 #include <utility>
 
+#include "kvl/security.h"
+
 namespace kvl::http {
 namespace {
 
@@ -16,6 +18,13 @@ constexpr double kRetrySecs = 0.05;
 using ReusePort = asio::detail::socket_option::boolean<SOL_SOCKET, SO_REUSEPORT>;
 
 }  // namespace
+
+Status check_access(std::string_view setting, const std::string& host, bool authenticates,
+                    bool insecure, std::string* error) {
+  ErrorCode failed;
+  if (host != "localhost") (void)asio::ip::make_address(host, failed);
+  return failed ? Status{} : check_listener(setting, host, authenticates, insecure, error);
+}
 
 Result<Acceptor> listen(Loop& loop, const ListenOptions& options, std::string* error) {
   ErrorCode failed;

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <string>
+#include <string_view>
 
 #include "kvl/status.h"
 #include "router/http/session.h"
@@ -14,6 +15,11 @@ struct ListenOptions {
   std::uint16_t port = 0;
   bool share_port = false;  // SO_REUSEPORT: several loops listen on one port
 };
+
+// Whether `host` may be listened on: loopback, or with an authentication of its clients, or
+// insecure. A host that is none is left to listen(). permission; `error` receives what to do.
+Status check_access(std::string_view setting, const std::string& host, bool authenticates,
+                    bool insecure, std::string* error);
 
 // A bound, listening socket. unavailable: port in use; invalid_argument: not an address of this
 // machine; `error` receives a sentence that names the address.

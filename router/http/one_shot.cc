@@ -7,11 +7,10 @@
 namespace kvl::http {
 namespace {
 
-constexpr std::size_t kAnswerBytesMax = 64 << 10;
-
 class OneShot final : public UpstreamUser, public Timed {
  public:
-  OneShot(OneShotDone done, std::string text) : done_(std::move(done)), text_(std::move(text)) {}
+  OneShot(OneShotDone done, std::string text, std::size_t answer_bytes_max)
+      : done_(std::move(done)), text_(std::move(text)), answer_bytes_max_(answer_bytes_max) {}
 
   void start(std::shared_ptr<OneShot> self, Loop& loop, UpstreamPool& pool, double timeout_secs) {
     self_ = std::move(self);
@@ -29,7 +28,7 @@ class OneShot final : public UpstreamUser, public Timed {
   }
   void on_data(const Pieces& pieces, bool last) override {
     for (std::size_t i = 0; i < pieces.count; ++i) {
-      const std::size_t room = kAnswerBytesMax - answer_.size();
+      const std::size_t room = answer_bytes_max_ - answer_.size();
       answer_.append(pieces.list[i].substr(0, room));
     }
     connection_->consumed();
@@ -52,6 +51,7 @@ class OneShot final : public UpstreamUser, public Timed {
 
   OneShotDone done_;
   std::string text_, answer_;
+  const std::size_t answer_bytes_max_;
   int status_ = 0;
   std::shared_ptr<OneShot> self_;
   std::shared_ptr<Upstream> connection_;
@@ -63,12 +63,14 @@ void call_once(Loop& loop, UpstreamPool& pool, const OneShotRequest& request, On
   std::string text(request.method);
   text.append(" ").append(request.path).append(" HTTP/1.1\r\nHost: ");
   text.append(pool.url().authority()).append("\r\n");
+  text.append(request.headers);
   if (!request.body.empty() || request.method != "GET") {
     text.append("Content-Type: application/json\r\nContent-Length: ");
     text.append(std::to_string(request.body.size())).append("\r\n");
   }
   text.append("\r\n").append(request.body);
-  const auto call = std::make_shared<OneShot>(std::move(done), std::move(text));
+  const auto call =
+      std::make_shared<OneShot>(std::move(done), std::move(text), request.answer_bytes_max);
   call->start(call, loop, pool, request.timeout_secs);
 }
 

@@ -10,16 +10,34 @@
 
 namespace kvl::http {
 
-Output::Outcome Output::send(int fd, Parts& parts) {
-  assert(count_ == 0);
-  return push(fd, parts.all());
+Output::Outcome Output::send(Stream& stream, Parts& parts) {
+  assert(!pending_);
+  return push(stream, parts.all());
 }
 
-Output::Outcome Output::resume(int fd) {
-  return push(fd, {rest_.data(), std::exchange(count_, 0)});
+Output::Outcome Output::resume(Stream& stream) {
+  pending_ = false;
+  return push(stream, {rest_.data(), std::exchange(count_, 0)});
 }
 
-Output::Outcome Output::push(int fd, std::span<iovec> parts) {
+Output::Outcome Output::keep(std::span<iovec> parts, TlsChannel::Want waits_for) {
+  std::copy(parts.begin(), parts.end(), rest_.begin());
+  count_ = parts.size();
+  pending_ = true;
+  waits_for_ = waits_for;
+  return Outcome::pending;
+}
+
+Output::Outcome Output::push_secure(TlsChannel& tls, std::span<iovec> parts) {
+  const TlsChannel::Want want = tls.write(parts);
+  if (want == TlsChannel::Want::nothing) return Outcome::done;
+  if (want == TlsChannel::Want::read || want == TlsChannel::Want::write) return keep(parts, want);
+  return Outcome::failed;
+}
+
+Output::Outcome Output::push(Stream& stream, std::span<iovec> parts) {
+  if (TlsChannel* const tls = stream.tls()) return push_secure(*tls, parts);
+  const int fd = stream.socket().native_handle();
   while (!parts.empty()) {
     msghdr message{};
     message.msg_iov = parts.data();
@@ -28,9 +46,7 @@ Output::Outcome Output::push(int fd, std::span<iovec> parts) {
     if (sent < 0) {
       if (errno == EINTR) continue;
       if (errno != EAGAIN && errno != EWOULDBLOCK) return Outcome::failed;
-      std::copy(parts.begin(), parts.end(), rest_.begin());
-      count_ = parts.size();
-      return Outcome::pending;
+      return keep(parts, TlsChannel::Want::write);
     }
     auto left = static_cast<std::size_t>(sent);
     while (!parts.empty() && left >= parts.front().iov_len) {

@@ -9,6 +9,8 @@
 #include <span>
 #include <string_view>
 
+#include "router/http/stream.h"
+
 namespace kvl::http {
 
 // A list of byte ranges for one gathering write; the bytes belong to the caller.
@@ -31,17 +33,22 @@ class Output {
  public:
   enum class Outcome { done, pending, failed };
 
-  // Sends what the socket takes now. pending: the bytes must stay as they are until resume() says
-  // otherwise. One send at a time.
-  Outcome send(int fd, Parts& parts);
-  Outcome resume(int fd);
-  bool pending() const { return count_ > 0; }
+  // Sends what the stream takes now. pending: the bytes must stay as they are until resume() says
+  // otherwise, which is worth calling when what it waits_for() has come. One send at a time.
+  Outcome send(Stream& stream, Parts& parts);
+  Outcome resume(Stream& stream);
+  bool pending() const { return pending_; }
+  TlsChannel::Want waits_for() const { return waits_for_; }
 
  private:
-  Outcome push(int fd, std::span<iovec> parts);
+  Outcome push(Stream& stream, std::span<iovec> parts);
+  Outcome push_secure(TlsChannel& tls, std::span<iovec> parts);
+  Outcome keep(std::span<iovec> parts, TlsChannel::Want waits_for);
 
   std::array<iovec, Parts::kMax> rest_;
   std::size_t count_ = 0;
+  bool pending_ = false;
+  TlsChannel::Want waits_for_ = TlsChannel::Want::write;
 };
 
 }  // namespace kvl::http

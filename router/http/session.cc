@@ -9,6 +9,7 @@
 #include <new>
 #include <utility>
 
+#include "kvl/log.h"
 #include "router/http/message.h"
 
 namespace kvl::http {
@@ -31,7 +32,7 @@ void Session::Buffer::reserve(std::size_t bytes) {
 }
 
 Session::Session(SessionContext& context, Socket socket, const asio::ip::address& address)
-    : context_(context), socket_(std::move(socket)), address_(address) {
+    : context_(context), stream_(std::move(socket)), address_(address) {
   ++context_.open;
   if (context_.limits.per_address_max > 0) ++context_.by_address[address_];
   context_.counters.connections_total.add();
@@ -61,7 +62,8 @@ void Session::release_body() {
 
 void Session::start() {
   ErrorCode ignored;
-  socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
+  stream_.socket().set_option(asio::ip::tcp::no_delay(true), ignored);
+  if (context_.tls != nullptr) stream_.secure(context_.tls->new_server());
   context_.loop.watch(*this);
   set_deadline(after_seconds(context_.limits.header_timeout_secs));
   in().reserve(kBufferBytes);
@@ -76,8 +78,17 @@ void Session::close() {
   if (state_ == State::closed) return;
   state_ = State::closed;
   clear_deadline();
-  ErrorCode ignored;
-  socket_.close(ignored);
+  count_insecure();
+  stream_.close();
+}
+
+// Whatever ended it: a client that speaks no TLS, shows no certificate, or stopped half-way.
+void Session::count_insecure() {
+  const TlsChannel* const tls = stream_.tls();
+  if (tls == nullptr || tls->established()) return;
+  context_.counters.tls_failed_total.add();
+  log(LogLevel::info, "http.tls_failed",
+      {{"side", "server"}, {"why", tls->problem().empty() ? "it took too long" : tls->problem()}});
 }
 
 // Reads into the buffer that the state calls for.
@@ -96,7 +107,7 @@ void Session::read() {
   }
   assert(room > 0);
   reading_ = true;
-  socket_.async_read_some(asio::buffer(at, room),
+  stream_.async_read_some(at, room,
                           [self = shared_from_this()](ErrorCode error, std::size_t bytes) {
                             self->reading_ = false;
                             self->on_read(error, bytes);
@@ -191,7 +202,7 @@ void Session::start_body() {
     constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
     Parts parts;
     parts.add(kContinue);
-    if (output_.send(socket_.native_handle(), parts) != Output::Outcome::done) return close();
+    if (output_.send(stream_, parts) != Output::Outcome::done) return close();
   }
   continue_body();
 }
@@ -291,16 +302,16 @@ void Session::reply(const Reply& reply) {
 Output::Outcome Session::write(Parts& parts) {
   if (state_ == State::closed) return Output::Outcome::failed;
   for (const iovec& part : parts.all()) context_.counters.bytes_out_total.add(part.iov_len);
-  const Output::Outcome outcome = output_.send(socket_.native_handle(), parts);
+  const Output::Outcome outcome = output_.send(stream_, parts);
   if (outcome == Output::Outcome::pending) wait_writable();
   return outcome;
 }
 
 void Session::wait_writable() {
-  socket_.async_wait(Socket::wait_write, [self = shared_from_this()](ErrorCode error) {
+  stream_.async_wait(output_.waits_for(), [self = shared_from_this()](ErrorCode error) {
     if (self->state_ == State::closed) return;
     const Output::Outcome outcome =
-        error ? Output::Outcome::failed : self->output_.resume(self->socket_.native_handle());
+        error ? Output::Outcome::failed : self->output_.resume(self->stream_);
     if (outcome == Output::Outcome::pending) return self->wait_writable();
     if (outcome == Output::Outcome::failed) return self->client_gone();
     if (self->replying_) return self->answer_done();
@@ -333,7 +344,7 @@ void Session::next_request() {
   if (in().size == 0) return read();
   // Posted, not called: requests that came in one packet must not nest.
   set_deadline(after_seconds(context_.limits.header_timeout_secs));
-  asio::post(socket_.get_executor(), [self = shared_from_this()] { self->parse_head(); });
+  asio::post(stream_.socket().get_executor(), [self = shared_from_this()] { self->parse_head(); });
 }
 
 void Session::refuse(int status, const char* why) {
@@ -351,7 +362,7 @@ void Session::refuse(int status, const char* why) {
 // it. So only our direction is closed, and what comes is thrown away for a short time.
 void Session::linger() {
   ErrorCode ignored;
-  socket_.shutdown(Socket::shutdown_send, ignored);
+  stream_.end_sending(ignored);
   if (ignored) return close();
   state_ = State::lingering;
   set_deadline(after_seconds(kLingerSecs));

@@ -9,10 +9,12 @@
 #include <string_view>
 
 #include "kvl/metrics.h"
+#include "kvl/tls.h"
 #include "router/http/body.h"
 #include "router/http/head.h"
 #include "router/http/loop.h"
 #include "router/http/output.h"
+#include "router/http/stream.h"
 
 namespace kvl::http {
 
@@ -47,6 +49,7 @@ struct SessionLimits {
 struct HttpCounters {
   Counter connections_total, requests_total, refused_total, timeouts_total;
   Counter bytes_in_total, bytes_out_total;
+  Counter tls_failed_total;  // connections that ended before they were secure
 };
 
 // What a server is made of, shared by its sessions; lives as long as any of them.
@@ -55,7 +58,8 @@ struct SessionContext {
   RequestHandler& handler;
   SessionLimits limits;
   HttpCounters counters;
-  std::size_t open = 0;        // sessions alive
+  std::shared_ptr<TlsContext> tls = nullptr;  // null: plain HTTP; others hold it to reload it
+  std::size_t open = 0;                       // sessions alive
   std::uint64_t buffered = 0;  // bytes of large bodies that have arrived and are not done with
   std::map<asio::ip::address, std::uint32_t> by_address;  // where there is a limit
   bool stopping = false;  // answers say "Connection: close", idle sessions end
@@ -135,11 +139,12 @@ class Session final : public std::enable_shared_from_this<Session>,
   void refuse(int status, const char* why);
   void linger();
   void client_gone();
+  void count_insecure();
   Buffer& in() { return buffers_[current_]; }
   Buffer& ahead() { return buffers_[1 - current_]; }
 
   SessionContext& context_;
-  Socket socket_;
+  Stream stream_;
   State state_ = State::head;
   bool reading_ = false;
   bool reusable_ = true;

@@ -3,12 +3,13 @@
 #include "router/http/upstream.h"
 
 #include <algorithm>
-#include <boost/asio/buffer.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/ip/address.hpp>
 #include <boost/asio/post.hpp>
 #include <cassert>
 #include <utility>
+
+#include "kvl/log.h"
 
 namespace kvl::http {
 namespace {
@@ -20,7 +21,10 @@ using Resolver = asio::ip::basic_resolver<asio::ip::tcp, Executor>;
 
 }  // namespace
 
-UpstreamPool::UpstreamPool(Loop& loop, Url url) : loop_(loop), url_(std::move(url)) {}
+UpstreamPool::UpstreamPool(Loop& loop, Url url, std::shared_ptr<TlsContext> tls)
+    : loop_(loop), url_(std::move(url)), tls_(std::move(tls)) {
+  assert(!url_.tls || tls_ != nullptr);
+}
 
 UpstreamPool::~UpstreamPool() {
   for (Upstream* connection : all_) connection->pool_ = nullptr;
@@ -52,7 +56,7 @@ void UpstreamPool::forget(const Upstream& connection) {
 Upstream::Upstream(UpstreamPool& pool, Loop& loop)
     : pool_(&pool),
       loop_(loop),
-      socket_(loop.io()),
+      stream_(loop.io()),
       buffer_(std::make_unique_for_overwrite<char[]>(kBufferBytes)) {
   loop.watch(*this);
 }
@@ -87,30 +91,55 @@ void Upstream::connect() {
 }
 
 void Upstream::connect_to(std::vector<Endpoint> endpoints, std::size_t next) {
-  ErrorCode ignored;
-  socket_.close(ignored);
+  stream_.close();
   const Endpoint endpoint = endpoints[next];
-  socket_.async_connect(endpoint, [self = shared_from_this(), endpoints = std::move(endpoints),
-                                   next](ErrorCode error) mutable {
-    if (self->closed_) return;
-    if (!error) return self->connected();
-    if (next + 1 < endpoints.size()) return self->connect_to(std::move(endpoints), next + 1);
-    self->broken({Code::unavailable, "connect to the worker", error.value()});
-  });
+  stream_.socket().async_connect(
+      endpoint,
+      [self = shared_from_this(), endpoints = std::move(endpoints), next](ErrorCode error) mutable {
+        if (self->closed_) return;
+        if (!error) return self->connected();
+        if (next + 1 < endpoints.size()) return self->connect_to(std::move(endpoints), next + 1);
+        self->broken({Code::unavailable, "connect to the worker", error.value()});
+      });
 }
 
 void Upstream::connected() {
+  ErrorCode ignored;
+  stream_.socket().set_option(asio::ip::tcp::no_delay(true), ignored);
+  stream_.socket().set_option(asio::socket_base::keep_alive(true), ignored);
+  if (pool_ == nullptr || !pool_->url_.tls) return ready();
+  stream_.secure(pool_->tls_->new_client(pool_->url_.host));
+  handshake();
+}
+
+// Before the request: nothing is said to a server that is not the one it should be. Within the
+// deadline of connecting.
+void Upstream::handshake() {
+  const TlsChannel::Want want = stream_.tls()->handshake();
+  if (want == TlsChannel::Want::nothing) return ready();
+  if (want == TlsChannel::Want::read || want == TlsChannel::Want::write) {
+    return stream_.async_wait(want, [self = shared_from_this()](ErrorCode error) {
+      if (self->closed_) return;
+      if (error) return self->broken({Code::unavailable, "TLS with the worker", error.value()});
+      self->handshake();
+    });
+  }
+  log(LogLevel::warning, "http.tls_failed",
+      {{"side", "client"},
+       {"server", pool_ == nullptr ? std::string("?") : pool_->url_.text()},
+       {"why", stream_.tls()->problem()}});
+  broken({Code::permission, "TLS with the worker: it shows no certificate that is trusted here"});
+}
+
+void Upstream::ready() {
   clear_deadline();
   open_ = true;
-  ErrorCode ignored;
-  socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
-  socket_.set_option(asio::socket_base::keep_alive(true), ignored);
   write();
   if (!closed_) read();
 }
 
 void Upstream::write() {
-  switch (output_.send(socket_.native_handle(), request_)) {
+  switch (output_.send(stream_, request_)) {
     case Output::Outcome::done:
       sent_ = true;
       return;
@@ -124,9 +153,9 @@ void Upstream::write() {
 }
 
 void Upstream::wait_writable() {
-  socket_.async_wait(Socket::wait_write, [self = shared_from_this()](ErrorCode error) {
+  stream_.async_wait(output_.waits_for(), [self = shared_from_this()](ErrorCode error) {
     if (self->closed_ || error || !self->output_.pending()) return;
-    const Output::Outcome outcome = self->output_.resume(self->socket_.native_handle());
+    const Output::Outcome outcome = self->output_.resume(self->stream_);
     if (outcome == Output::Outcome::pending) return self->wait_writable();
     self->sent_ = outcome == Output::Outcome::done;
   });
@@ -136,7 +165,7 @@ void Upstream::read() {
   if (reading_ || closed_) return;
   assert(size_ < kBufferBytes);
   reading_ = true;
-  socket_.async_read_some(asio::buffer(buffer_.get() + size_, kBufferBytes - size_),
+  stream_.async_read_some(buffer_.get() + size_, kBufferBytes - size_,
                           [self = shared_from_this()](ErrorCode error, std::size_t bytes) {
                             self->reading_ = false;
                             if (!self->closed_) self->on_read(error, bytes);
@@ -272,8 +301,7 @@ void Upstream::close() {
   closed_ = true;
   clear_deadline();
   const auto self = weak_from_this().lock();  // forget() may drop the last other owner
-  ErrorCode ignored;
-  socket_.close(ignored);
+  stream_.close();
   if (pool_ != nullptr) std::exchange(pool_, nullptr)->forget(*this);
 }
 

@@ -7,10 +7,12 @@
 #include <vector>
 
 #include "kvl/status.h"
+#include "kvl/tls.h"
 #include "router/http/body.h"
 #include "router/http/head.h"
 #include "router/http/loop.h"
 #include "router/http/output.h"
+#include "router/http/stream.h"
 #include "router/http/url.h"
 
 namespace kvl::http {
@@ -28,7 +30,8 @@ class UpstreamUser {
   // later, before more is read. `last`: the answer is complete; there may be no bytes.
   virtual void on_data(const Pieces& pieces, bool last) = 0;
   // The connection is gone before the answer was complete; nothing else follows.
-  // unavailable: it could not be opened; peer_lost; timed_out (connecting); corrupt: not HTTP.
+  // unavailable: it could not be opened; permission: its certificate is no good, or it speaks no
+  // TLS; peer_lost; timed_out (connecting); corrupt: not HTTP.
   virtual void on_broken(const Status& why) = 0;
 
  protected:
@@ -58,6 +61,8 @@ class Upstream final : public std::enable_shared_from_this<Upstream>, public Tim
   void connect();
   void connect_to(std::vector<Endpoint> endpoints, std::size_t next);
   void connected();
+  void handshake();
+  void ready();
   void write();
   void wait_writable();
   void read();
@@ -73,7 +78,7 @@ class Upstream final : public std::enable_shared_from_this<Upstream>, public Tim
 
   UpstreamPool* pool_;  // null once the pool is gone
   Loop& loop_;
-  Socket socket_;
+  Stream stream_;
   UpstreamUser* user_ = nullptr;
   bool open_ = false, closed_ = false, reading_ = false, sent_ = false;
   bool head_done_ = false, gather_ = false, last_ = false;
@@ -93,7 +98,8 @@ class Upstream final : public std::enable_shared_from_this<Upstream>, public Tim
 // The idle connections to one worker, of one loop. Calls in progress outlive the pool.
 class UpstreamPool {
  public:
-  UpstreamPool(Loop& loop, Url url);
+  // `tls` is needed for a URL with https and not looked at otherwise.
+  UpstreamPool(Loop& loop, Url url, std::shared_ptr<TlsContext> tls = nullptr);
   ~UpstreamPool();
   UpstreamPool(const UpstreamPool&) = delete;
   UpstreamPool& operator=(const UpstreamPool&) = delete;
@@ -111,6 +117,7 @@ class UpstreamPool {
   static constexpr std::size_t kIdleMax = 1024;
   Loop& loop_;
   Url url_;
+  std::shared_ptr<TlsContext> tls_;  // others hold it to reload it
   std::vector<std::shared_ptr<Upstream>> idle_;
   std::vector<Upstream*> all_;
   std::uint64_t opened_ = 0;

@@ -25,9 +25,11 @@ bool is_host(std::string_view text, bool v6) {
 }  // namespace
 
 std::optional<Url> parse_url(std::string_view text) {
-  if (text.starts_with("http://")) text.remove_prefix(7);
-  if (text.ends_with('/')) text.remove_suffix(1);
   Url url;
+  url.tls = text.starts_with("https://");
+  if (url.tls) text.remove_prefix(8);
+  if (!url.tls && text.starts_with("http://")) text.remove_prefix(7);
+  if (text.ends_with('/')) text.remove_suffix(1);
   std::string_view port;
   if (text.starts_with('[')) {
     const std::size_t close = text.find(']');
@@ -41,7 +43,7 @@ std::optional<Url> parse_url(std::string_view text) {
     port = text.substr(colon);
   }
   if (!is_host(url.host, url.v6)) return std::nullopt;
-  url.port = 80;
+  url.port = url.tls ? 443 : 80;
   if (port.empty()) return url;
   if (port.front() != ':') return std::nullopt;
   const std::optional<std::uint16_t> number = parse_port(port.substr(1));

@@ -1,4 +1,4 @@
-// "http://host:port" and what follows '?': parsed without tolerance.
+// "http://host:port", "https://host:port" and what follows '?': parsed without tolerance.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,15 @@ struct Url {
   std::string host;  // without brackets
   std::uint16_t port = 0;
   bool v6 = false;
+  bool tls = false;  // https
 
   std::string host_text() const { return v6 ? "[" + host + "]" : host; }  // as in a URL
   std::string authority() const { return host_text() + ":" + std::to_string(port); }
-  std::string text() const { return "http://" + authority(); }
+  std::string text() const { return (tls ? "https://" : "http://") + authority(); }
 };
 
-// "http://host[:port]" or "host:port", a trailing '/' allowed; nothing for anything else.
+// "http://host[:port]", "https://host[:port]" or "host:port", a trailing '/' allowed; nothing for
+// anything else.
 std::optional<Url> parse_url(std::string_view text);
 
 // The value of `name` in "a=1&b=2", percent-decoded; nothing when absent or badly encoded.

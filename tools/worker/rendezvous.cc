@@ -60,6 +60,8 @@ Result<BootstrapClient*> Rendezvous::client_of(const std::string& url) {
   if (client == nullptr) {
     BootstrapClientOptions options;
     options.url = url;
+    options.token = options_.token;
+    options.tls = options_.tls;
     Result<std::unique_ptr<BootstrapClient>> opened = BootstrapClient::open(std::move(options));
     if (!opened) {
       clients_.erase(url);  // what is no URL takes no place
@@ -87,8 +89,9 @@ void Rendezvous::find(const std::string& host, std::int64_t port, Found found) {
     return found(instance);
   }
   const Time now = std::chrono::steady_clock::now();
-  queries_.push_back({name, options_.url.empty() ? "http://" + name : options_.url,
-                      std::move(found), now, now + std::chrono::milliseconds(options_.wait_ms)});
+  const char* const scheme = options_.tls.ca.empty() ? "http://" : "https://";
+  queries_.push_back({name, options_.url.empty() ? scheme + name : options_.url, std::move(found),
+                      now, now + std::chrono::milliseconds(options_.wait_ms)});
   asked_.notify_one();
 }
 

@@ -31,6 +31,8 @@ struct RendezvousOptions {
   // bootstrap_port, as SGLang has it.
   std::string url;
   std::string cluster = "default";
+  std::string token;              // kvl/http_token.h, where the services have a secret
+  TlsFiles tls;                   // for https; with `ca`, services that sessions name have it
   std::uint32_t wait_ms = 10000;  // for an instance that is not registered yet
 };
 

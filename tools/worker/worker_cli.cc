@@ -1,6 +1,7 @@
 // The command line of a worker.
 #include "worker/worker_cli.h"
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <string>
@@ -66,6 +67,12 @@ void add_place(CLI::App& command, WorkerOptions& options) {
                   "what a router is told as --prefill URL PORT; without --bootstrap the worker\n"
                   "serves the rendezvous there (0: any free port). Default: the HTTP port")
       ->check(CLI::Range(0, 65535));
+  command.add_option("--tls-cert-path", options.tls_cert,
+                     "PEM: shown to a rendezvous with https, and by the one served here");
+  command.add_option("--tls-key-path", options.tls_key, "its key; refused when others can read it");
+  command.add_option(
+      "--tls-ca-path", options.tls_ca,
+      "PEM: authority of the rendezvous; its clients must show its certificates, too");
   command.add_option("--cluster", options.cluster, "workers of different clusters never meet")
       ->capture_default_str();
   command.add_option("--transport", options.transport, "require this transport; default: the best");

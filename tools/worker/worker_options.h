@@ -35,6 +35,8 @@ struct WorkerOptions {
                                      // `bootstrap` a prefill worker serves the rendezvous there.
                                      // -1: the HTTP port. 0 without `bootstrap`: any free port
   std::string cluster = "default";
+  // PEM files: of the rendezvous that the worker serves, and of its calls to one with https.
+  std::string tls_cert, tls_key, tls_ca;
 
   std::string transport;  // "": the best; else `require`
   HandoffMode mode = HandoffMode::push;

@@ -11,6 +11,8 @@
 #include <mutex>
 
 #include "kvl/bootstrap_server.h"
+#include "kvl/http_token.h"
+#include "kvl/security.h"
 #include "worker/front.h"
 #include "worker/http_server.h"
 #include "worker/process_host.h"
@@ -121,11 +123,20 @@ Status Worker::open_http(std::string* error) {
 
 Status Worker::open_rendezvous(std::string* error) {
   if (!makes_handoffs(options_)) return {};
+  const Result<Settings> settings = worker_settings(options_, error);
+  if (!settings) return settings.status();
+  const Result<Secrets> secrets = load_secrets(*settings, error);
+  if (!secrets) return secrets.status();
   bootstrap_port_ = options_.bootstrap_port > 0 ? options_.bootstrap_port : http_->port();
   if (options_.bootstrap.empty() && options_.bootstrap_port >= 0) {
     BootstrapServerOptions server;
     server.host = options_.host;
     server.port = static_cast<std::uint16_t>(options_.bootstrap_port);
+    server.secrets = *secrets;
+    server.insecure = settings->read<SecurityConfig>(security_settings()).insecure;
+    server.tls_cert_path = options_.tls_cert;
+    server.tls_key_path = options_.tls_key;
+    if (!options_.tls_cert.empty()) server.tls_client_ca_path = options_.tls_ca;
     Result<std::unique_ptr<BootstrapServer>> opened = BootstrapServer::open(server, error);
     if (!opened) return opened.status();
     bootstrap_ = *std::move(opened);
@@ -134,6 +145,8 @@ Status Worker::open_rendezvous(std::string* error) {
   RendezvousOptions rendezvous;
   rendezvous.url = options_.bootstrap;
   rendezvous.cluster = options_.cluster;
+  rendezvous.token = http_token(*secrets);
+  rendezvous.tls = {options_.tls_cert, options_.tls_key, options_.tls_ca};
   rendezvous.wait_ms = static_cast<std::uint32_t>(
       std::min<std::int64_t>(rendezvous.wait_ms, options_.handoff_timeout_ms));
   rendezvous_ = std::make_unique<Rendezvous>(std::move(rendezvous));
@@ -218,6 +231,7 @@ Status Worker::open_ranks(std::string* error) {
 Status Worker::register_ranks(std::string* error) {
   if (rendezvous_ == nullptr || options_.role == EngineRole::decode) return {};
   const std::string instance = host_and_port(advertised_host(options_), bootstrap_port_);
+  const bool tls = bootstrap_ != nullptr && !options_.tls_cert.empty();
   for (const RankUp& up : up_) {
     RankRecord record;
     record.instance = instance;
@@ -230,7 +244,8 @@ Status Worker::register_ranks(std::string* error) {
     record.address = up.address;
     record.epoch = up.epoch;
     record.layout = up.layout;
-    const Status status = rendezvous_->add_rank(std::move(record), "http://" + instance);
+    const Status status =
+        rendezvous_->add_rank(std::move(record), (tls ? "https://" : "http://") + instance);
     if (!status.ok()) {
       if (error != nullptr) *error = "cannot register at the rendezvous: " + status.to_string();
       return status;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kvl/status.h"
+#include "kvl/tls.h"
 
 namespace kvl {
 
@@ -39,16 +40,19 @@ struct RankRecord {
 };
 
 struct BootstrapClientOptions {
-  std::string url;                  // "http://host:port" of the service
+  std::string url;                  // "http://host:port" or "https://host:port" of the service
   std::uint32_t timeout_ms = 2000;  // for each call: connect, send, answer together
   std::uint32_t lease_ms = 10000;   // a rank that stops renewing is forgotten after this time
+  std::string token;                // kvl/http_token.h, signs where the service has a secret
+  TlsFiles tls;                     // for https
 };
 
 // A connection-less client. All functions may be called from any thread; each blocks at most
 // timeout_ms and opens its own connection. Leases are renewed by a thread of the client's own every
 // third of lease_ms; a service that lost its memory (restart) gets the same registration again.
 //
-// Errors: invalid_argument (refused as malformed), permission (an older epoch), unsupported (the
+// Errors: invalid_argument (refused as malformed), permission (an older epoch;
+// the token or a certificate is not accepted), unsupported (the
 // service speaks another version), not_found (no such lease or instance), unavailable (nobody
 // answers at the address), timed_out, corrupt (an answer that makes no sense).
 class BootstrapClient {

@@ -9,6 +9,7 @@
 
 #include "kvl/config.h"
 #include "kvl/metrics.h"
+#include "kvl/security.h"
 #include "kvl/status.h"
 
 namespace kvl {
@@ -25,13 +26,41 @@ struct BootstrapServerOptions {
   double header_timeout_secs = 30;                // for a request's head, then its body
   double idle_timeout_secs = 75;
   std::uint64_t records_max = 65536;  // ranks, leases and rooms each; beyond: 503, nothing changed
+
+  // memory: what is registered is gone with this process, and registered again by its owners.
+  // etcd: several servers share what is registered there.
+  std::string store = "memory";
+  std::string etcd_endpoints;            // "http://a:2379,http://b:2379", members of one cluster
+  std::string etcd_prefix = "/kvlane/";  // of every key; one service per prefix
+  std::string etcd_user;                 // "": etcd asks for none
+  std::string etcd_password_file;        // its password, one line; or etcd_password
+  std::string etcd_password;             // from the environment only
+  std::uint32_t etcd_timeout_ms = 1500;  // of one call, over all members
+  // PEM files, for endpoints with https: what etcd must show (none: the machine's authorities), and
+  // what it is shown.
+  std::string etcd_ca_cert_path, etcd_client_cert_path, etcd_client_key_path;
+  std::uint32_t etcd_probe_ms = 1000;  // how often etcd is asked whether it is there
+
+  // PEM files. With a certificate the port speaks TLS and nothing else.
+  std::string tls_cert_path, tls_key_path;
+  std::string tls_client_ca_path;  // clients must show a certificate that it signed
+  bool tls_allow_1_2 = false;
+
+  // Who may use it. With a secret, kvlane's protocol and /metrics need the token made from it
+  // (kvl/http_token.h); SGLang's protocol has no place for one, and is refused unless
+  // sglang_without_secret says otherwise. A host beyond loopback needs a secret,
+  // tls_client_ca_path, or `insecure`.
+  Secrets secrets;
+  bool insecure = false;
+  bool sglang_without_secret = false;
 };
 
 // The settings "bootstrap.*" of the struct above, one row per field.
 std::span<const Setting> bootstrap_settings();
 
 // One thread of its own serves the port. open() returns once the port is bound; error codes:
-// invalid_argument (host), unavailable (port in use; `error` receives the sentence for people).
+// invalid_argument (host), permission (a host beyond loopback without a secret), unavailable (port
+// in use; `error` receives the sentence for people).
 class BootstrapServer {
  public:
   static Result<std::unique_ptr<BootstrapServer>> open(const BootstrapServerOptions& options,
@@ -41,6 +70,9 @@ class BootstrapServer {
   virtual std::uint16_t port() const = 0;
   // Answers what is in flight, then closes; returns at once. Any thread.
   virtual void stop() = 0;
+  // Reads certificates and keys anew; connections from now on show them. On an error what was in
+  // force stays; `error` (optional) receives the sentence. Any thread.
+  virtual Status reload_tls(std::string* error = nullptr) = 0;
   virtual void visit_metrics(MetricVisitor& visitor) const = 0;
 
  protected:

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kvl/bootstrap_server.h"
 #include "kvl/config.h"
 #include "kvl/metrics.h"
 #include "kvl/status.h"
@@ -17,7 +18,7 @@ namespace kvl {
 // A prefill worker. bootstrap_port is what both workers are told beside the host part of `url`;
 // negative: "bootstrap_port": null.
 struct PrefillWorker {
-  std::string url;  // "http://host:port"; no path, no TLS
+  std::string url;  // "http://host:port" or "https://host:port"; no path
   int bootstrap_port = -1;
 };
 
@@ -58,6 +59,24 @@ struct RouterOptions {
 
   std::int32_t prometheus_port = -1;  // metrics on a port of their own as well; -1: none, 0: any
   std::int32_t bootstrap_port = -1;   // the rendezvous in this process as well; -1: none, 0: any
+  BootstrapServerOptions bootstrap;   // of that one: host and port are those above
+
+  // PEM files. With a certificate the port, and the metrics port, speak TLS and nothing else.
+  std::string tls_cert_path, tls_key_path;
+  std::string tls_client_ca_path;  // clients must show a certificate that it signed
+  bool tls_allow_1_2 = false;
+
+  // Who may use it. With a secret or API keys a request needs "Authorization: Bearer …": a key, or
+  // the token made from the secret (kvl/http_token.h), which alone may change the fleet. Health
+  // checks need nothing. A host beyond loopback needs one of them, tls_client_ca_path, or
+  // `insecure`.
+  Secrets secrets;
+  std::string api_key_file;
+  bool insecure = false;
+
+  // To workers with https: what they must show (none: the machine's authorities), and what the
+  // router shows them.
+  std::string ca_cert_path, client_cert_path, client_key_path;
 };
 
 // The settings "router.*" of the struct above.
@@ -67,8 +86,9 @@ std::span<const Setting> router_settings();
 // idle client connection stays below 64 KiB.
 class Router {
  public:
-  // Binds the ports. Error codes: invalid_argument (a URL, a policy, no workers), unavailable
-  // (port in use). `error` (optional) receives the sentence for people.
+  // Binds the ports. Error codes: invalid_argument (a URL, a policy, no workers), permission (a
+  // host beyond loopback without a secret), unavailable (port in use). `error` (optional) receives
+  // the sentence for people.
   static Result<std::unique_ptr<Router>> open(RouterOptions options, std::string* error = nullptr);
   virtual ~Router() = default;
 
@@ -81,6 +101,9 @@ class Router {
   // Accept no more, finish what is in flight within the grace period, then run() returns.
   // A second call ends the grace period. Before run(): run() returns at once.
   virtual void stop() = 0;
+  // Reads certificates and keys anew; connections from now on show them. On an error what was in
+  // force stays; `error` (optional) receives the sentence. Any thread.
+  virtual Status reload_tls(std::string* error = nullptr) = 0;
   virtual void visit_metrics(MetricVisitor& visitor) const = 0;
 
  protected:

@@ -371,7 +371,7 @@ TEST(Opening, FailsWithAReason) {
   EXPECT_EQ(Router::open(options, &error).code(), Code::invalid_argument);
   EXPECT_NE(error.find("psychic"), std::string::npos) << error;
   options.policy = "random";
-  options.decode = {"https://127.0.0.1:1"};
+  options.decode = {"ftp://127.0.0.1:1"};
   EXPECT_EQ(Router::open(options, &error).code(), Code::invalid_argument);
 }
 

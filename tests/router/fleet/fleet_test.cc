@@ -76,7 +76,7 @@ TEST(Fleet, UrlsAreCheckedAndDuplicatesRefused) {
   TestClock clock;
   Fleet fleet({}, clock);
   for (const char* url : {"", "http://", "http://a:0", "http://a:70000", "http://a:1/path",
-                          "https://a:1", "http://a b:1", "http://[::1", "http://[::1]x"}) {
+                          "ftp://a:1", "http://a b:1", "http://[::1", "http://[::1]x"}) {
     EXPECT_EQ(fleet.add(WorkerRole::decode, url, -1).code(), Code::invalid_argument) << url;
   }
   EXPECT_EQ((*fleet.add(WorkerRole::prefill, "[::1]:5", 9))->session_prefix,

@@ -147,7 +147,8 @@ TEST(Program, APortInUseIsOneClearLine) {
 }
 
 TEST(Program, WrongOptionsAreNamed) {
-  Program policy({"router", "--worker-urls", "h:1", "--policy", "psychic", "--port", "0"});
+  Program policy({"router", "--worker-urls", "h:1", "--policy", "psychic", "--host", "127.0.0.1",
+                  "--port", "0"});
   EXPECT_EQ(policy.wait(), 1);
   EXPECT_NE(policy.errors.find("psychic"), std::string::npos) << policy.errors;
   Program port({"router", "--pd-disaggregation", "--prefill", "h:1", "x", "--port", "0"});
@@ -167,6 +168,30 @@ TEST(Program, BootstrapServesAndStopsWhenAsked) {
   client.close();
   bootstrap.signal(SIGTERM);
   EXPECT_EQ(bootstrap.wait(), 0);
+}
+
+TEST(Program, ListenersBeyondLoopbackNeedASecretThatIsNeverAFlag) {
+  for (const char* name : {"router", "bootstrap"}) {
+    Program open({name, "--host", "0.0.0.0", "--port", "0"});
+    EXPECT_EQ(open.wait(), 1);
+    EXPECT_NE(open.errors.find("secret_file"), std::string::npos) << open.errors;
+    Program flag({name, "--secret", "0123456789012345678901234567890123456789"});
+    EXPECT_EQ(flag.wait(), 2) << "everybody can read a command line";
+    Program insecure({name, "--host", "0.0.0.0", "--port", "0", "--insecure"});
+    EXPECT_NE(insecure.port(), 0);
+    insecure.signal(SIGTERM);
+    EXPECT_EQ(insecure.wait(), 0) << insecure.errors;
+  }
+  ::setenv("KVLANE_SECRET", "0123456789012345678901234567890123456789", 1);
+  Program bootstrap({"bootstrap", "--host", "0.0.0.0", "--port", "0"});
+  ::unsetenv("KVLANE_SECRET");
+  TestClient client(bootstrap.port());
+  EXPECT_EQ(client.call("GET", "/kvlane/v1/instances").status, 401);
+  client.close();
+  bootstrap.signal(SIGHUP);
+  bootstrap.signal(SIGTERM);
+  EXPECT_EQ(bootstrap.wait(), 0);
+  EXPECT_NE(bootstrap.errors.find("read anew"), std::string::npos) << bootstrap.errors;
 }
 
 TEST(Program, HelpHasExamples) {
