@@ -115,6 +115,42 @@ void serve_router(int report_fd, const std::vector<std::uint16_t>& stubs, bool p
   (*router)->run();
 }
 
+// A certificate for 127.0.0.1 that is its own authority, in a folder that is left to /tmp.
+struct Certificate {
+  std::string cert, key;
+  Certificate() {
+    char folder[] = "/tmp/router_bench.XXXXXX";
+    if (::mkdtemp(folder) == nullptr) std::_Exit(1);
+    cert = std::string(folder) + "/cert.pem";
+    key = std::string(folder) + "/key.pem";
+    const std::string command =
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+        " -subj /CN=bench -addext subjectAltName=IP:127.0.0.1 -keyout " +
+        key + " -out " + cert + " 2>/dev/null";
+    if (std::system(command.c_str()) != 0) std::_Exit(1);
+  }
+};
+
+// Without a certificate: plain to a worker that speaks TLS. With one: TLS to clients, plain to
+// stubs.
+void serve_tls(int report_fd, const std::vector<std::string>& workers, const Certificate& files,
+               bool server) {
+  RouterOptions options;
+  options.host = "127.0.0.1";
+  options.port = 0;
+  options.workers = workers;
+  options.ca_cert_path = files.cert;
+  if (server) {
+    options.tls_cert_path = files.cert;
+    options.tls_key_path = files.key;
+  }
+  const auto router = Router::open(options);
+  if (!router.ok()) std::_Exit(1);
+  report_port(report_fd, (*router)->port());
+  ::close(report_fd);
+  (*router)->run();
+}
+
 // nginx in the foreground with one worker process, whose id its pid file does not tell: so master
 // and worker are one process.
 void serve_nginx(int report_fd, std::uint16_t stub) {
@@ -172,6 +208,20 @@ int run(const Options& options) {
   std::vector<Target> targets = {{"direct", stubs.ports[0], nullptr},
                                  {"router_pd", pd.ports.at(0), &pd},
                                  {"router", plain.ports.at(0), &plain}};
+  // A router that speaks TLS to its worker, which is a router that speaks TLS to its client: one
+  // load, and the CPU of each of the two.
+  const Certificate certificate;
+  std::vector<std::string> stub_urls;
+  for (const std::uint16_t port : stubs.ports) {
+    stub_urls.push_back("http://127.0.0.1:" + std::to_string(port));
+  }
+  const Child tls_server([&](int fd) { serve_tls(fd, stub_urls, certificate, true); });
+  const Child tls_client([&](int fd) {
+    serve_tls(fd, {"https://127.0.0.1:" + std::to_string(tls_server.ports.at(0))}, certificate,
+              false);
+  });
+  targets.push_back({"router_tls_out", tls_client.ports.at(0), &tls_client});
+  targets.push_back({"router_tls_in", tls_client.ports.at(0), &tls_server});
   std::unique_ptr<Child> nginx;
   if (has_nginx()) {
     nginx = std::make_unique<Child>([&](int fd) { serve_nginx(fd, stubs.ports[0]); });
