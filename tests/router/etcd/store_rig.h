@@ -14,6 +14,7 @@
 #include <string>
 #include <thread>
 
+#include "kvl/clock.h"
 #include "router/bootstrap/store.h"
 #include "router/http/loop.h"
 #include "tests/router/support/stub_worker.h"
