@@ -81,7 +81,7 @@ TEST_F(Etcd, TwoStoresAgree) {
 TEST_F(Etcd, WhileItIsAwayWhatIsKnownIsServedAndNothingExpires) {
   EtcdCluster cluster;
   const auto rig = rig_over(cluster);
-  const auto lease = rig->grant(3000);
+  const auto lease = rig->grant(2000);
   ASSERT_TRUE(rig->put("k", "v", *lease).ok());
   cluster.kill(0);
   ASSERT_TRUE(eventually([&] { return !rig->health().reachable; }));
@@ -92,7 +92,7 @@ TEST_F(Etcd, WhileItIsAwayWhatIsKnownIsServedAndNothingExpires) {
   EXPECT_TRUE(eventually([&] {
     EXPECT_TRUE(rig->keep_alive(*lease).ok());
     EXPECT_EQ(rig->value("k"), "v");
-    return rig->health().stale_ms > 4000;
+    return rig->health().stale_ms > 2500;
   }));
   cluster.start(0);
   ASSERT_TRUE(eventually([&] {
