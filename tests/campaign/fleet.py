@@ -75,13 +75,13 @@ class Fleet:
         label = f"{place}-{self.lives}"
         host, role = self.host(place), role_of(place)
         words = [role, "--port", str(self.ports.get(place, 0)), "--host", host]
+        if host != "127.0.0.1":
+            words += ["--insecure", "true"]  # two namespaces of this machine, nobody else
         if role in ("prefill", "decode"):
             words[0] = "worker"
             words += [*KINDS[self.kind][0], "--role", role, "--transport", self.transport]
             words += ["--bootstrap", self.programs["bootstrap"].url()]
             words += ["--handoff-timeout-ms", str(HANDOFF_TIMEOUT_MS)]
-            if host != "127.0.0.1":
-                words += ["--insecure", "true"]  # two namespaces of this machine, nobody else
             if self.damage and role == "decode":
                 words += ["--damage-received"]
             if self.kind == "kv":

@@ -20,8 +20,9 @@ namespace kvl::simulation {
 
 using Violate = std::function<void(const std::string&)>;
 
-// A store that checks what the product's in memory does before each of its calls returns: no lease lives on after its time, nothing is read
-// under an ended lease, no rank's epoch goes back while it is known.
+// A store that checks what the product's in memory does, before each of its calls returns: no lease
+// lives on after its time, nothing is read under an ended lease, no rank's epoch goes back while it
+// is known.
 class WatchedStore final : public bootstrap::Store {
  public:
   WatchedStore(const Clock& clock, std::uint64_t seed, Violate violate)
