@@ -35,7 +35,7 @@ void copy_page(benchmark::State& state) {
     benchmark::DoNotOptimize(to.data());
     benchmark::ClobberMemory();
   }
-  state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations() * kPageBytes));
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(kPageBytes));
 }
 
 void seal_page(benchmark::State& state) {
@@ -45,7 +45,7 @@ void seal_page(benchmark::State& state) {
   tcp::Sealer sealer(key);
   const std::unique_ptr<tcp::SealBuffer> buffer(new tcp::SealBuffer);
   for (auto _ : state) benchmark::DoNotOptimize(sealer.seal({&vector, 1}, *buffer));
-  state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations() * kPageBytes));
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(kPageBytes));
 }
 
 // Seals, then opens and copies to the page: both ends of a lane without the sockets.
@@ -71,7 +71,7 @@ void seal_open_copy_page(benchmark::State& state) {
     }
     benchmark::ClobberMemory();
   }
-  state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations() * kPageBytes));
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(kPageBytes));
 }
 
 BENCHMARK(handshake)->Unit(benchmark::kMicrosecond);

@@ -67,7 +67,7 @@ struct End {
 
 End open_end(const std::string& transport, std::uint32_t pages) {
   std::vector<Setting> rows = engine_settings();
-  for (Setting& row : transport_settings()) rows.push_back(std::move(row));
+  for (const Setting& row : transport_settings()) rows.push_back(row);
   std::string error;
   const auto settings = Settings::load(
       std::move(rows),

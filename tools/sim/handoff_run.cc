@@ -87,7 +87,9 @@ class Cluster final : public sim::Observer {
     if (node >= turns_.size()) return;
     Turn& turn = turns_[node];
     std::int64_t delay_ns = scenario_.latency_ns;
-    if (delay_ns > 0) delay_ns = static_cast<std::int64_t>(below(2 * scenario_.latency_ns));
+    if (delay_ns > 0)
+      delay_ns =
+          static_cast<std::int64_t>(below(2 * static_cast<std::uint64_t>(scenario_.latency_ns)));
     if (world_.now_ns() < turn.slow_until_ns) delay_ns = static_cast<std::int64_t>(below(8)) * kMs;
     turn.wake_ns = std::min(turn.wake_ns, world_.now_ns() + delay_ns);
   }

@@ -172,16 +172,17 @@ void Worker::make_scheduler() {
 
 // Forks: nothing before it may start a thread.
 Status Worker::start_processes(std::string* error) {
-  const OpenRank open_rank = [this](std::uint32_t rank, Collective& fabric, RankEventSink sink) {
+  const OpenRank open_rank = [this](std::uint32_t rank, Collective& fabric,
+                                    const RankEventSink& sink) {
     std::string why;
     const Result<Settings> settings = worker_settings(options_, &why);
     std::unique_ptr<RankHost> opened;
     if (settings) {
       host_options_.settings = &*settings;
       Result<std::unique_ptr<LocalHost>> host =
-          LocalHost::open(host_options_, {rank}, {&fabric}, std::move(sink), &why);
-      if (host) opened = *std::move(host);
+          LocalHost::open(host_options_, {rank}, {&fabric}, sink, &why);
       if (!host && why.empty()) why = host.status().to_string();
+      if (host) opened = *std::move(host);
     }
     if (opened == nullptr) std::fprintf(stderr, "kvlane worker, rank %u: %s\n", rank, why.c_str());
     return opened;

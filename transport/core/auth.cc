@@ -22,8 +22,7 @@ crypto::Digest prove(std::string_view what, const crypto::Key& master,
 }  // namespace
 
 Handshake::Handshake(Side side, const Secrets& secrets, bool encrypt, const Random& random)
-    : side_(side),
-      secrets_(secrets),
+    : secrets_(secrets),
       encrypt_(encrypt),
       state_(side == Side::dialer ? State::answer : State::challenge) {
   crypto::Key seed;

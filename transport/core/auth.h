@@ -58,7 +58,6 @@ class Handshake {
   crypto::Key master(std::size_t secret, const crypto::Key& shared) const;
   void finish(const crypto::Key& master, const crypto::Digest& last_proof);
 
-  const Side side_;
   const Secrets& secrets_;
   bool encrypt_;
   State state_;

@@ -87,7 +87,7 @@ std::vector<Setting> engine_settings() {
       setting<&C::reconnect_ms>("reconnect_ms", "ms", 1, 60000,
                                 "first pause before dialing again; doubles up to 5 s"),
   };
-  for (Setting& row : security_settings()) rows.push_back(std::move(row));
+  for (const Setting& row : security_settings()) rows.push_back(row);
   return rows;
 }
 

@@ -75,7 +75,7 @@ void SimWorld::crash(NodeId node, Crash kind) {
   record(kind == Crash::process ? "crash" : "machine down", here, here, here.life);
   SimControlNet* const control = net(node);
   if (control != nullptr && kind == Crash::process) control->close_all();
-  std::erase_if(watched_, [this, died = pid(node)](const auto& watch) {
+  std::erase_if(watched_, [died = pid(node)](const auto& watch) {
     if (watch.first != died) return false;
     const std::uint64_t one = 1;
     [[maybe_unused]] const ssize_t n = ::write(watch.second, &one, sizeof(one));

@@ -37,7 +37,7 @@ TEST(Secrets, FileHasOneALineNewestFirst) {
 }
 
 TEST(Secrets, FileThatOthersCanReadIsRefusedWithTheCommand) {
-  for (const mode_t mode : {0604, 0602, 0620, 0666}) {
+  for (const mode_t mode : {0604U, 0602U, 0620U, 0666U}) {
     const std::string path = write_file("kvlane_secret_open", kNew, mode);
     std::string error;
     EXPECT_EQ(load_secrets(load({{"secret_file", path}}), &error).code(), Code::permission);

@@ -246,7 +246,9 @@ void Harness::expect_wake_b(std::uint64_t link) {
 void Harness::finish() {
   for (Side& side : sides_) {
     if (&side == &sides_[1] && !b_alive_) continue;
-    for (auto& [link, all] : side.seen_) {
+    for (auto& entry : side.seen_) {
+      const auto link = entry.first;
+      const auto& all = entry.second;
       if (side.closed_links_.contains(link)) continue;
       std::map<std::uint64_t, int> ups, downs;
       const auto open = [&] {

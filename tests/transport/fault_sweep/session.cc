@@ -75,7 +75,7 @@ class Session {
 };
 
 void Session::open() {
-  for (int i = 0; i < 2; ++i) {
+  for (std::size_t i = 0; i < 2; ++i) {
     End& end = ends_[i];
     end.link = must("open", [&] { return end.side->call<&SideServer::open_link>(true); });
     opened_[i] = true;
@@ -92,7 +92,7 @@ void Session::open() {
 }
 
 void Session::connect() {
-  for (int i = 0; i < 2; ++i) {
+  for (std::size_t i = 0; i < 2; ++i) {
     End& end = ends_[i];
     const auto role = i == 0 ? PeerRole::active : PeerRole::passive;
     end.peer =
