@@ -131,7 +131,7 @@ void Leases::restore(LeaseId id, const Lease& lease) {
 }
 
 // One key after the other. A key that exists belongs to whoever put it: it is only looked at.
-void Leases::put_back(std::shared_ptr<Restore> work) {
+void Leases::put_back(const std::shared_ptr<Restore>& work) {
   const Cache::Entry* entry = nullptr;
   while (!work->keys.empty() && entry == nullptr) {
     entry = cache_.find(work->keys.back());

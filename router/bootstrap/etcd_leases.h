@@ -59,7 +59,7 @@ class Leases {
   void pump();
   void send(LeaseId id);
   void restore(LeaseId id, const Lease& lease);
-  void put_back(std::shared_ptr<Restore> work);
+  void put_back(const std::shared_ptr<Restore>& work);
   void called(LeaseId id, bool done);
 
   Client& client_;

@@ -57,7 +57,7 @@ class EtcdStore final : public Store, private http::Timed {
   enum class Sync : std::uint8_t { waiting, listing, opening, watching };
 
   void on_deadline() override;
-  void list_page(std::string from, std::uint64_t revision);
+  void list_page(const std::string& from, std::uint64_t revision);
   void listed(const Status& status, std::string_view body, std::uint64_t revision);
   void open_watch();
   void on_changed(const etcd::WatchAnswer& answer);

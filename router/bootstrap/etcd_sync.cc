@@ -75,7 +75,7 @@ void EtcdStore::wait_and_retry() {
   update_current();
 }
 
-void EtcdStore::list_page(std::string from, std::uint64_t revision) {
+void EtcdStore::list_page(const std::string& from, std::uint64_t revision) {
   client_.call(
       "/v3/kv/range",
       etcd::encode_range({.key = from, .end = end_, .limit = kPageKeys, .revision = revision}),
@@ -113,7 +113,8 @@ void EtcdStore::listed(const Status& status, std::string_view body, std::uint64_
     etcd::Cache::Entries before = cache_.entries();
     cache_.clear();
     for (auto& [key, entry] : before) {
-      if (leases_.alive(entry.lease)) page_.try_emplace(key, entry.value, 1, entry.lease);
+      if (leases_.alive(entry.lease))
+        page_.try_emplace(key, etcd::Cache::Entry{entry.value, 1, entry.lease});
     }
   } else {
     // Keys of living ranks that etcd has lost are not given up.

@@ -24,6 +24,8 @@ import time
 import traceback
 
 from cells import FAULTS, NETWORK_FAULTS, STAGES, Cell, all_cells, network_cells, short_cells
+from etcd import installed as etcd_installed
+from etcd_strike import EtcdStrike
 from fleet import CLIENTS, Fleet
 from load import Load
 from network import HERE, THERE, NetworkStrike, TwoHosts
@@ -32,6 +34,7 @@ from soak import Soak
 from strike import Figures, Red, Skipped, Strike
 
 FLEETS = (("tcp", "kv"), ("shm", "kv"), ("tcp", "model"), ("shm", "model"))
+WITH_ETCD = 0  # the fleet whose rendezvous keeps its records there
 DEAL = (0, 1, 0, 1, 2, 0, 1, 0, 1, 3)
 NETWORK = ("tcp", "hosts")  # workers that verify, on two hosts
 
@@ -90,22 +93,32 @@ def run_cell(fleet, cell, strike):
     return result
 
 
+def make_fleet(options, index, folder):
+    etcd = index == WITH_ETCD and etcd_installed()
+    return Fleet(options.kvlane, folder, *FLEETS[index], options.seed + index, etcd)
+
+
+def strike_of(fleet, cell):
+    if cell.program != "etcd":
+        return Strike(fleet, cell)
+    return EtcdStrike(fleet, cell)
+
+
 def run_fleet(options, index, cells, folder, tell):
-    transport, kind = FLEETS[index]
     results = []
-    fleet = Fleet(options.kvlane, folder, transport, kind, options.seed + index)
+    fleet = make_fleet(options, index, folder)
     try:
         for cell in cells:
             if not fleet.first and not fleet.start():
                 raise RuntimeError(f"the fleet did not start: see {folder}")
-            results.append(run_cell(fleet, cell, Strike(fleet, cell)))
+            results.append(run_cell(fleet, cell, strike_of(fleet, cell)))
             tell(results[-1])
             if results[-1].state == "red":
                 # What it left must not be held against the next, nor its traces be mixed with others.
                 fleet.close()
                 fresh = f"{folder}/after-{len(results)}"
                 os.makedirs(fresh, exist_ok=True)
-                fleet = Fleet(options.kvlane, fresh, transport, kind, options.seed + index)
+                fleet = make_fleet(options, index, fresh)
     finally:
         fleet.close()
     return results
@@ -157,7 +170,7 @@ def run_inside(options):
 def run_soak(options, index, folder):
     """(what came of it in words, problems)"""
     transport, kind = FLEETS[index]
-    fleet = Fleet(options.kvlane, folder, transport, kind, options.seed + index)
+    fleet = make_fleet(options, index, folder)
     try:
         if not fleet.start():
             return "", [f"the fleet did not start: see {folder}"]
@@ -221,6 +234,8 @@ def chosen(options):
     cells = list(all_cells() if options.all else short_cells())
     if options.only:
         cells = [cell for cell in cells if re.fullmatch(options.only, str(cell))]
+    of_etcd = [cell for cell in cells if cell.program == "etcd"] * options.repeat
+    cells = [cell for cell in cells if cell.program != "etcd"]
     if options.all or options.only:
         plans = [cells * options.repeat for _ in FLEETS]
     else:
@@ -229,6 +244,7 @@ def chosen(options):
         for i, cell in enumerate(cells):
             plans[DEAL[i % len(DEAL)]].append(cell)
         plans = [plan * options.repeat for plan in plans]
+    plans[WITH_ETCD] = of_etcd + plans[WITH_ETCD]
     for index, (transport, kind) in enumerate(FLEETS):
         if options.fleet and options.fleet != f"{transport}-{kind}":
             plans[index] = []

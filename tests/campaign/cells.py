@@ -32,6 +32,8 @@ STAGES = {
     ),
     "router": ("received", "forwarded", "answering", "answered"),
     "bootstrap": ("registered", "looked_up"),
+    # It has no stages of its own: while everything runs, and while a worker registers.
+    "etcd": ("serving", "registering"),
 }
 FAULTS = {
     "kill": "kill -9, then a new life",
@@ -48,6 +50,7 @@ RESOURCE_STAGES = {
     "decode": ("queued", "layer:2"),
     "router": ("received",),
     "bootstrap": ("looked_up",),
+    "etcd": ("serving",),
 }
 # What of the stopping faults the short run has: the stages where the other side waits for something
 # else each time.
@@ -63,6 +66,7 @@ SHORT = {
         ("decode", "committed"),
         ("router", "forwarded"),
         ("bootstrap", "looked_up"),
+        ("etcd", "serving"),
     },
 }
 

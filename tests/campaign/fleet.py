@@ -5,8 +5,9 @@ import os
 import time
 import urllib.request
 
+from etcd import Etcd, free_port
 from load import KvPrompts, Load, TextPrompts
-from processes import PATIENCE, Program, until
+from processes import PATIENCE, Program, get, until
 
 KINDS = {
     # name: (options of every worker, prompts)
@@ -14,11 +15,12 @@ KINDS = {
     "model": (["--model", "tiny", "--page-tokens", "16", "--pages", "96"], TextPrompts),
 }
 # Names of places in a fleet. A program may live in one after another.
-PLACES = ("bootstrap", "prefill", "prefill2", "decode", "decode2", "router")
+PLACES = ("etcd", "bootstrap", "prefill", "prefill2", "decode", "decode2", "router")
 HANDOFF_TIMEOUT_MS = 6000
 RSS_SLACK_KIB = 48 << 10
 CLIENTS = 4
 SOCKETS_SLACK = 160  # a router's aborts to a stopped worker wait on one each, for 2 s
+ETCD_SOCKETS_SLACK = 8  # connections that the rendezvous keeps to etcd
 RESTED = {"requests_queued": 0, "requests_running": 0, "pages_quarantined": 0}
 
 
@@ -27,14 +29,15 @@ def role_of(place):
 
 
 class Fleet:
-    """`hosts` are addresses of programs that are not on loopback; `spaces` the commands that put a
-    program there. The first start chooses the ports, later ones take the same."""
+    """`etcd`: the rendezvous keeps its records in one. `hosts` are addresses of programs that are not
+    on loopback; `spaces` the commands that put a program there. The first start chooses the ports,
+    later ones take the same."""
 
-    def __init__(self, binary, folder, transport, kind, seed, hosts=None, spaces=None):
+    def __init__(self, binary, folder, transport, kind, seed, etcd=False):
         self.binary, self.folder = binary, folder
         self.transport, self.kind, self.seed = transport, kind, seed
-        self.hosts = hosts or {}
-        self.spaces = spaces or {}
+        self.hosts, self.spaces = {}, {}
+        self.places = PLACES if etcd else PLACES[1:]
         self.programs = {}
         self.ports = {}
         self.lives = 0
@@ -66,13 +69,19 @@ class Fleet:
             assert alone.ready(), alone.errors
             self.prompts = prompts(self.seed, alone)
             alone.end()
-        return all(self.launch(place) for place in PLACES)
+        return all(self.launch(place) for place in self.places)
 
-    def launch(self, place, stop_at=None, wait=True, stderr=None, trace=None):
-        """A new life in `place`. With stop_at it stops itself at that stage."""
+    def launch(self, place, stop_at=None, wait=True, stderr=None, trace=None, data=None):
+        """A new life in `place`. With stop_at it stops itself at that stage; `data` is where etcd
+        keeps what it has, if not where it did at first."""
         self.lives += 1
         self.frozen.discard(place)
         label = f"{place}-{self.lives}"
+        if place == "etcd":
+            ports = self.ports.setdefault(place, (free_port(), free_port()))
+            data = data or f"{self.folder}/etcd"
+            self.programs[place] = Etcd(self.folder, label, ports, data)
+            return self.programs[place].ready()
         host, role = self.host(place), role_of(place)
         words = [role, "--port", str(self.ports.get(place, 0)), "--host", host]
         if host != "127.0.0.1":
@@ -86,6 +95,8 @@ class Fleet:
                 words += ["--damage-received"]
             if self.kind == "kv":
                 words += ["--handoff.segment_bytes", "4096"]  # a layer at a time
+        if role == "bootstrap" and "etcd" in self.programs:
+            words += ["--store", "etcd", "--etcd-endpoints", self.programs["etcd"].url()]
         if role == "router":
             words += ["--pd-disaggregation", "--inject-rid", "--request-timeout-secs", "20"]
             words += ["--policy", "random"]  # so that every pair of workers meets
@@ -104,6 +115,9 @@ class Fleet:
         program.trace = trace or f"{self.folder}/{label}.jsonl"
         self.programs[place] = program
         ready = program.ready() if wait else True
+        if ready and role == "bootstrap" and "etcd" in self.programs and not stop_at:
+            # It listens at once, and says when it has read what etcd has.
+            ready = until(lambda: get(program.url("/health"), 1))
         if program.port:
             self.ports[place] = program.port
         return ready
@@ -116,7 +130,7 @@ class Fleet:
         return self.host("router"), self.ports["router"]
 
     def survivors(self, victim):
-        return [place for place in PLACES if place != victim]
+        return [place for place in self.places if place not in ("etcd", victim)]
 
     def close(self):
         for program in self.programs.values():
@@ -167,8 +181,8 @@ class Fleet:
 
     def take_stock(self):
         """Before the first fault; later comparisons are with this, so that small leaks add up."""
-        until(lambda: not any(self.unrest(place) for place in PLACES))
-        self.first = {place: self.holdings(place) for place in PLACES}
+        until(lambda: not any(self.unrest(place) for place in self.places))
+        self.first = {place: self.holdings(place) for place in self.places}
 
     def excess(self, survivors, patience=20):
         """What survivors hold that they did not hold at first; "" when it has all gone back."""
@@ -205,6 +219,8 @@ class Fleet:
         write any more. Everything else is exact."""
         if name == "descriptors":
             return len(self.frozen)
+        if name == "sockets" and place == "bootstrap" and "etcd" in self.programs:
+            return ETCD_SOCKETS_SLACK
         return SOCKETS_SLACK if name == "sockets" and place != "bootstrap" else 0
 
     def handoffs(self, place):

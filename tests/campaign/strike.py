@@ -44,7 +44,7 @@ class Strike:
     def run(self):
         """Raises Red or Skipped; the figures otherwise."""
         if self.cell.fault == "disk":
-            self.disk = TinyDisk(self.fleet.folder)
+            self.disk = self.make_disk()
         try:
             self._arm()
             self._strike()
@@ -61,6 +61,9 @@ class Strike:
         self._measure()
         return self.figures
 
+    def make_disk(self):
+        return TinyDisk(self.fleet.folder, 64)
+
     # ---- the way to the stage
 
     def _arm(self):
@@ -74,10 +77,14 @@ class Strike:
             self._approach_bootstrap()
         elif not fleet.programs[place].port:
             raise Red(f"{place} did not start: see {fleet.programs[place].errors}")
-        self.load = Load(fleet.router, fleet.prompts, CLIENTS, fleet.name()).start()
+        self._start_load()
         if not until(self.victim.stopped):
             raise Red("the stage was not reached")
         self.struck_ns = time.time_ns()
+
+    def _start_load(self):
+        fleet = self.fleet
+        self.load = Load(fleet.router, fleet.prompts, CLIENTS, fleet.name()).start()
 
     def _approach_bootstrap(self):
         """It is asked by ranks that start, and by decode workers that do not know a prefill worker
@@ -140,8 +147,7 @@ class Strike:
 
     def _without(self, kind, limit):
         """A program may die of a shortage of memory, never of descriptors, and it must not spin."""
-        old = resource.prlimit(self.victim.pid, kind)
-        resource.prlimit(self.victim.pid, kind, (limit, old[1]))
+        self.limit(kind, limit)
         begin = self.victim.cpu_seconds()
         self.victim.send(signal.SIGCONT)
         last_for(SHORTAGE_S)
@@ -150,10 +156,16 @@ class Strike:
                 raise Red("died when it had no descriptors")
             return self._relaunch()
         used = self.victim.cpu_seconds() - begin
-        resource.prlimit(self.victim.pid, kind, old)
+        self.limit(kind, None)
         if kind == resource.RLIMIT_NOFILE and used > 0.8 * SHORTAGE_S:
             raise Red(f"spun while it had no descriptors: {used:.2f} s of CPU time in a second")
         return None
+
+    def limit(self, kind, value):
+        """None: as much as it may have."""
+        if self.victim.alive():
+            most = resource.prlimit(self.victim.pid, kind)[1]
+            resource.prlimit(self.victim.pid, kind, (most if value is None else value, most))
 
     def _disk(self):
         self.disk.fill()
@@ -177,7 +189,7 @@ class Strike:
             raise Red(f"a new {self.place} does not start: see {self.victim.errors}")
         if self.place != "bootstrap":
             return
-        # A worker that cannot register ends with a sentence; who started it starts it again.
+        # A worker that cannot register for 10 s ends with a sentence; who started it starts it again.
         for place in ("prefill", "decode"):
             program = self.fleet.programs[place]
             up = program.alive() and program.ready()
@@ -247,11 +259,11 @@ class Strike:
 class TinyDisk:
     """A file system that is full when it should be."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, kib):
         self.folder = f"{folder}/tiny"
         os.makedirs(self.folder, exist_ok=True)
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", self.folder],
+            ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", self.folder],
             capture_output=True,
             text=True,
             check=False,
@@ -262,11 +274,12 @@ class TinyDisk:
 
     def fill(self):
         with open(f"{self.folder}/ballast", "wb", buffering=0) as ballast:
-            try:
-                while True:
-                    ballast.write(bytes(1024))
-            except OSError:
-                pass
+            for piece in (1 << 20, 1 << 10):
+                try:
+                    while True:
+                        ballast.write(bytes(piece))
+                except OSError:
+                    pass
 
     def empty(self):
         os.unlink(f"{self.folder}/ballast")

@@ -7,11 +7,13 @@
 #include <boost/json/value.hpp>
 #include <chrono>
 #include <condition_variable>
+#include <csignal>
 #include <cstdio>
 #include <mutex>
 
 #include "kvl/bootstrap_server.h"
 #include "kvl/http_token.h"
+#include "kvl/log.h"
 #include "kvl/security.h"
 #include "worker/front.h"
 #include "worker/http_server.h"
@@ -23,6 +25,18 @@ namespace {
 namespace json = boost::json;
 
 constexpr std::chrono::seconds kRankStart{60};
+constexpr std::chrono::seconds kRegister{10};
+constexpr std::chrono::milliseconds kRegisterPause{100};
+
+// The program blocks these signals before its threads start, and takes them when it is up.
+bool asked_to_stop_within(std::chrono::milliseconds pause) {
+  sigset_t stop;
+  sigemptyset(&stop);
+  sigaddset(&stop, SIGINT);
+  sigaddset(&stop, SIGTERM);
+  const timespec limit{0, std::chrono::nanoseconds(pause).count()};
+  return ::sigtimedwait(&stop, nullptr, &limit) > 0;
+}
 
 class Worker final : public WorkerServer {
  public:
@@ -46,6 +60,7 @@ class Worker final : public WorkerServer {
   Status open_ranks(std::string* error);
   Status await_ranks(std::string* error);
   Status register_ranks(std::string* error);
+  Status register_rank(const RankRecord& record, const std::string& fallback_url);
   void make_scheduler();
   void make_front();
   void on_event(RankEvent event);
@@ -229,6 +244,21 @@ Status Worker::open_ranks(std::string* error) {
   return {};
 }
 
+// A rendezvous that starts beside this worker, or whose store is away for a moment, is waited for.
+Status Worker::register_rank(const RankRecord& record, const std::string& fallback_url) {
+  const auto end = std::chrono::steady_clock::now() + kRegister;
+  for (bool told = false;; told = true) {
+    Status status = rendezvous_->add_rank(record, fallback_url);
+    const bool again = status.code() == Code::unavailable || status.code() == Code::timed_out;
+    if (!again || std::chrono::steady_clock::now() >= end) return status;
+    if (!told) {
+      log(LogLevel::warning, "worker.register_again",
+          {{"why", status.to_string()}, {"hint", "see whether the rendezvous and its store run"}});
+    }
+    if (asked_to_stop_within(kRegisterPause)) return {Code::aborted, "asked to stop"};
+  }
+}
+
 Status Worker::register_ranks(std::string* error) {
   if (rendezvous_ == nullptr || options_.role == EngineRole::decode) return {};
   const std::string instance = host_and_port(advertised_host(options_), bootstrap_port_);
@@ -245,8 +275,7 @@ Status Worker::register_ranks(std::string* error) {
     record.address = up.address;
     record.epoch = up.epoch;
     record.layout = up.layout;
-    const Status status =
-        rendezvous_->add_rank(std::move(record), (tls ? "https://" : "http://") + instance);
+    const Status status = register_rank(record, (tls ? "https://" : "http://") + instance);
     if (!status.ok()) {
       if (error != nullptr) *error = "cannot register at the rendezvous: " + status.to_string();
       return status;
