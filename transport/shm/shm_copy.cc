@@ -17,6 +17,8 @@ constexpr std::uint64_t kLine = 64, kPage = 4096;
 // and need some lines to start anew, and four of them start at once. Larger pieces give them time.
 constexpr std::uint64_t kTogether = 4 * kPage, kTogetherMax = 64 << 10;
 
+constexpr bool together(std::uint64_t bytes) { return bytes >= kTogether && bytes < kTogetherMax; }
+
 [[gnu::target("avx2")]] inline void stream_line(std::byte* to, const std::byte* from) {
   const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + kLine / 2));
@@ -36,17 +38,31 @@ constexpr std::uint64_t kTogether = 4 * kPage, kTogetherMax = 64 << 10;
   }
 }
 
+// Four pages, two lines of each at a time. The fetch of what comes next is spread over them: all at
+// once it would take the buffers that the loads need. `to` is aligned to a line.
+[[gnu::target("avx2")]] void stream_together(std::byte* to, const std::byte* from,
+                                             const std::byte* next, std::uint64_t next_bytes) {
+  constexpr std::uint64_t kPages = kTogether / kPage;
+  std::uint64_t fetched = 0;
+  for (std::uint64_t line = 0; line < kPage; line += 2 * kLine, ++fetched) {
+    const std::uint64_t ahead = fetched % kPages * kPage + fetched / kPages * kLine;
+    if (ahead < next_bytes) __builtin_prefetch(next + ahead);
+    for (std::uint64_t page = 0; page < kTogether; page += kPage) {
+      stream_line(to + page + line, from + page + line);
+      stream_line(to + page + line + kLine, from + page + line + kLine);
+    }
+  }
+}
+
 // `to` is aligned to a line; bytes is a multiple of it.
-[[gnu::target("avx2")]] void stream_lines(std::byte* to, const std::byte* from,
-                                          std::uint64_t bytes) {
+[[gnu::target("avx2")]] void stream_lines(std::byte* to, const std::byte* from, std::uint64_t bytes,
+                                          const std::byte* next, std::uint64_t next_bytes) {
   std::uint64_t at = 0;
-  if (bytes >= kTogether && bytes < kTogetherMax) {
+  if (together(bytes)) {
     for (; at + kTogether <= bytes; at += kTogether) {
-      for (std::uint64_t line = at; line < at + kPage; line += kLine) {
-        for (std::uint64_t page = 0; page < kTogether; page += kPage) {
-          stream_line(to + line + page, from + line + page);
-        }
-      }
+      const bool last = at + 2 * kTogether > bytes;
+      stream_together(to + at, from + at, last ? next : from + at + kTogether,
+                      last ? next_bytes : kTogether);
     }
   }
   for (; at < bytes; at += kLine) stream_line(to + at, from + at);
@@ -61,15 +77,16 @@ bool have_avx2() {
 
 void copy_streaming(std::byte* to, const std::byte* from, std::uint64_t bytes,
                     const std::byte* next, std::uint64_t next_bytes) {
-  if (next != nullptr) expect(next, next_bytes);
   const std::uint64_t head = (kLine - reinterpret_cast<std::uintptr_t>(to) % kLine) % kLine;
   if (!have_avx2() || bytes < head + kLine) {
     std::memcpy(to, from, bytes);
     return;
   }
-  std::memcpy(to, from, head);
   const std::uint64_t lines = (bytes - head) / kLine * kLine;
-  stream_lines(to + head, from + head, lines);
+  if (next == nullptr) next_bytes = 0;
+  if (!together(lines)) expect(next, next_bytes);
+  std::memcpy(to, from, head);
+  stream_lines(to + head, from + head, lines, next, next_bytes);
   std::memcpy(to + head + lines, from + head + lines, bytes - head - lines);
 }
 
