@@ -67,7 +67,7 @@ EtcdCluster::~EtcdCluster() {
 
 std::string EtcdCluster::url(int member) const {
   const std::string scheme = options_.tls_cert.empty() ? "http" : "https";
-  return scheme + "://127.0.0.1:" + std::to_string(members_[member].client_port);
+  return scheme + "://127.0.0.1:" + std::to_string(at(member).client_port);
 }
 
 std::string EtcdCluster::urls() const {
@@ -79,10 +79,10 @@ std::string EtcdCluster::urls() const {
 void EtcdCluster::start(int member) {
   std::string cluster;
   for (int i = 0; i < members(); ++i) {
-    cluster += (i == 0 ? "" : ",") + name(i) +
-               "=http://127.0.0.1:" + std::to_string(members_[i].peer_port);
+    cluster +=
+        (i == 0 ? "" : ",") + name(i) + "=http://127.0.0.1:" + std::to_string(at(i).peer_port);
   }
-  Member& m = members_[member];
+  Member& m = at(member);
   const std::string peer = "http://127.0.0.1:" + std::to_string(m.peer_port);
   std::vector<std::string> words = {"etcd",
                                     "--name=" + name(member),
@@ -118,7 +118,7 @@ void EtcdCluster::start(int member) {
 }
 
 void EtcdCluster::kill(int member) {
-  const pid_t pid = std::exchange(members_[member].pid, -1);
+  const pid_t pid = std::exchange(at(member).pid, -1);
   if (pid <= 0) return;
   ::kill(pid, SIGKILL);
   ::waitpid(pid, nullptr, 0);
@@ -126,12 +126,12 @@ void EtcdCluster::kill(int member) {
 
 void EtcdCluster::wipe(int member) { std::filesystem::remove_all(folder_ + "/" + name(member)); }
 
-void EtcdCluster::pause(int member) { ::kill(members_[member].pid, SIGSTOP); }
-void EtcdCluster::resume(int member) { ::kill(members_[member].pid, SIGCONT); }
+void EtcdCluster::pause(int member) { ::kill(at(member).pid, SIGSTOP); }
+void EtcdCluster::resume(int member) { ::kill(at(member).pid, SIGCONT); }
 
 std::string EtcdCluster::call(int member, std::string_view path, std::string_view json,
                               std::string_view headers) {
-  TestClient client(members_[member].client_port);
+  TestClient client(at(member).client_port);
   const TestAnswer answer = client.post(path, json, headers);
   return answer.body;
 }
@@ -141,14 +141,14 @@ bool EtcdCluster::answers(int member) {
     return call(member, "/v3/kv/range", R"({"key":"AA=="})").find("revision") != std::string::npos;
   }
   // Over TLS it is enough that the port is open: the programs under test try again.
-  TestClient client(members_[member].client_port);
+  TestClient client(at(member).client_port);
   return client.send("x");
 }
 
 bool EtcdCluster::wait_ready() {
   const auto end = std::chrono::steady_clock::now() + 3 * kPatience;
   for (int i = 0; i < members(); ++i) {
-    while (members_[i].pid > 0 && !answers(i)) {
+    while (at(i).pid > 0 && !answers(i)) {
       if (std::chrono::steady_clock::now() > end) return false;
       ::poll(nullptr, 0, 20);
     }
@@ -158,7 +158,7 @@ bool EtcdCluster::wait_ready() {
 
 int EtcdCluster::leader() {
   for (int i = 0; i < members(); ++i) {
-    if (members_[i].pid <= 0) continue;
+    if (at(i).pid <= 0) continue;
     const std::string status = call(i, "/v3/maintenance/status", "{}");
     const std::string own = field(status, "member_id");
     if (!own.empty() && own == field(status, "leader")) return i;

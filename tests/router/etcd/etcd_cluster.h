@@ -50,6 +50,8 @@ class EtcdCluster {
     pid_t pid = -1;
   };
   std::string name(int member) const { return "m" + std::to_string(member); }
+  Member& at(int member) { return members_[static_cast<std::size_t>(member)]; }
+  const Member& at(int member) const { return members_[static_cast<std::size_t>(member)]; }
   bool answers(int member);
 
   EtcdOptions options_;

@@ -36,7 +36,8 @@ class StoreContract : public ::testing::TestWithParam<const char*> {
           options.client.timeout_ms = 20000;
           options.prefix = "/contract" + std::to_string(tests++) + "/";
           options.records_max = kRecordsMax;
-          options.seed = static_cast<std::uint64_t>(::getpid()) * 1000 + tests;
+          options.seed = static_cast<std::uint64_t>(::getpid()) * 1000 +
+                         static_cast<std::uint64_t>(tests.load());
           return std::make_unique<EtcdStore>(loop, clock, std::move(options));
         },
         [etcd](Store& store) {
