@@ -137,6 +137,8 @@ def run_network(options, cells, folder, tell):
             inside = [sys.executable, "-B", __file__, "--kvlane", options.kvlane, "--keep", folder]
             inside += ["--seed", str(options.seed), "--json", rows, "--repeat", str(options.repeat)]
             inside += ["--inside", hosts.device, hosts.there]
+            if options.only:
+                inside += ["--only", options.only]
             entered = ["ip", "netns", "exec", hosts.here, *inside]
             subprocess.run(entered, stdout=subprocess.DEVNULL, check=False)
             with open(rows, encoding="utf-8") as lines:
@@ -156,7 +158,7 @@ def run_inside(options):
     fleet.spaces = {"prefill": ["ip", "netns", "exec", there]}
     results = []
     try:
-        for cell in network_cells() * options.repeat:
+        for cell in chosen_network(options) * options.repeat:
             if not fleet.first and not fleet.start():
                 raise RuntimeError(f"the fleet did not start: see {options.keep}")
             results.append(run_cell(fleet, cell, NetworkStrike(fleet, cell)))
@@ -251,6 +253,10 @@ def chosen(options):
     return plans
 
 
+def chosen_network(options):
+    return [cell for cell in network_cells() if re.fullmatch(options.only or ".*", str(cell))]
+
+
 def table(results):
     """Rows: program and stage; columns: faults; a cell: + green, X red, s skipped, . not run."""
     marks = {}
@@ -333,9 +339,7 @@ def run(options, folder):
         print(f"seed {options.seed}, {options.soak:.0f} s; logs and traces in {folder}", flush=True)
         return soak_all(options, folder)
     plans = chosen(options)
-    network = options.fleet in (None, "-".join(NETWORK)) and [
-        cell for cell in network_cells() if re.fullmatch(options.only or ".*", str(cell))
-    ]
+    network = options.fleet in (None, "-".join(NETWORK)) and chosen_network(options)
     total = sum(map(len, plans)) + len(network or ()) * options.repeat
     print(f"seed {options.seed}, {total} cells; logs and traces in {folder}", flush=True)
     begin = time.monotonic()

@@ -72,7 +72,12 @@ SHORT = {
 
 
 # Of the link between two hosts (network.py), while prefill sends its second layer.
-NETWORK_FAULTS = {"link": "down for more than the peer time-out, then up", "crawl": "64 kbit/s"}
+NETWORK_FAULTS = {
+    "link": "down for more than the peer time-out, then up",
+    "crawl": "64 kbit/s",
+    "loss": "a packet in twenty is lost, one in a hundred comes twice",
+    "delay": "50 ms more or less, so that packets overtake each other",
+}
 
 
 class Cell(NamedTuple):

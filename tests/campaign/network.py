@@ -6,11 +6,13 @@ import time
 
 from fleet import trace_lines
 from processes import last_for
-from strike import Red, Strike
+from strike import ENOUGH, Red, Skipped, Strike
 
 HERE, THERE = "10.213.8.1", "10.213.8.2"
 DOWN_S = 4.0  # well beyond the peer time-out
-CRAWL = "rate 64kbit burst 8kb latency 200ms"
+CRAWL = "tbf rate 64kbit burst 8kb latency 200ms"
+LOSS = "netem loss 5% duplicate 1%"
+DELAY = "netem delay 50ms 40ms"
 
 
 class TwoHosts:
@@ -67,12 +69,30 @@ class NetworkStrike(Strike):
         self.up_ns = time.time_ns()
 
     def _crawl(self):
-        self._run(f"tc qdisc add dev {self.device} root tbf {CRAWL}")
+        self._behind(CRAWL)
+
+    def _loss(self):
+        self._behind(LOSS, serves=True)
+
+    def _delay(self):
+        self._behind(DELAY, serves=True)
+
+    def _behind(self, discipline, serves=False):
+        """Packets of this side go through a queueing discipline of the kernel for a while. `serves`:
+        requests must be answered meanwhile."""
+        command = f"tc qdisc add dev {self.device} root {discipline}".split()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            self.victim.send(signal.SIGCONT)
+            raise Skipped(f"this kernel has no {discipline.split()[0]}: {done.stderr.strip()}")
         self.struck_ns = time.time_ns()
         self.victim.send(signal.SIGCONT)
+        good = self.load.wait_good(ENOUGH, 60) if serves else True
         last_for(DOWN_S)
         self._run(f"tc qdisc del dev {self.device} root")
         self.up_ns = time.time_ns()
+        if not good:
+            raise Red(f"no good answers behind {discipline}")
 
     def _measure(self):
         super()._measure()
