@@ -65,7 +65,7 @@ struct EngineConfig {
   std::int64_t strangers_max = 256;  // connected to us, no hello yet
   std::int64_t strangers_per_address_max = 128;
   std::int64_t peer_memories_max = 16384;  // that one peer may announce
-  std::int64_t connect_timeout_ms = 5000;
+  std::int64_t connect_timeout_ms = 2000;
   std::int64_t transfer_timeout_ms = 30000;  // when a Transfer names none
   std::int64_t heartbeat_ms = 300;
   std::int64_t peer_timeout_ms = 1500;  // silence after which a peer is lost
