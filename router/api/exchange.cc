@@ -178,6 +178,12 @@ bool Exchange::try_again(Leg& failed) {
   return true;
 }
 
+// Workers that say so are believed: one whose peer was lost is as good as before.
+Leg& Exchange::at_fault(Leg& leg, const http::ResponseHead& head) {
+  const bool peer = plan_.disaggregated && head.headers.find("x-kvlane-at-fault") == "peer";
+  return peer ? other(leg) : leg;
+}
+
 bool Exchange::on_leg_head(Leg& leg, const http::ResponseHead& head) {
   const auto self = shared_from_this();
   if (state_ != State::calling) return false;
@@ -187,7 +193,7 @@ bool Exchange::on_leg_head(Leg& leg, const http::ResponseHead& head) {
     Counter& failures = &leg == &prefill_ ? context_.counters().prefill_failures_total
                                           : context_.counters().decode_failures_total;
     if (head.status >= 500) failures.add();
-    if (retryable(head.status) && try_again(leg)) return false;
+    if (retryable(head.status) && try_again(at_fault(leg, head))) return false;
     abort(other(leg));
   }
   relay_from(leg, head);

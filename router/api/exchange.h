@@ -47,6 +47,7 @@ class Exchange final : public http::SessionUser,
   void on_written() override;
   void on_client_gone() override;
   void on_deadline() override;
+  Leg& at_fault(Leg& leg, const http::ResponseHead& head) override;
   bool on_leg_head(Leg& leg, const http::ResponseHead& head) override;
   void on_leg_data(Leg& leg, const http::Pieces& pieces, bool last) override;
   void on_leg_broken(Leg& leg, const Status& why) override;

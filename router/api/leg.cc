@@ -41,7 +41,9 @@ bool Leg::on_head(const http::ResponseHead& head) {
   if (status_ < 500) {
     context_.fleet().succeeded(*worker_);
   } else {
-    context_.fleet().failed(*worker_, false, "answers " + std::to_string(status_));
+    Worker& worker = *owner_.at_fault(*this, head).worker_;
+    const std::string who = &worker == worker_.get() ? "" : worker_->url.text() + " ";
+    context_.fleet().failed(worker, false, who + "answers " + std::to_string(status_));
   }
   return owner_.on_leg_head(*this, head);
 }

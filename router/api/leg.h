@@ -14,6 +14,8 @@ class Leg;
 // What happens on a leg, told to the exchange that it belongs to.
 class LegOwner {
  public:
+  // Whose failure an answer of 500 or more is: the leg's own, or the other one's.
+  virtual Leg& at_fault(Leg& leg, const http::ResponseHead& head) = 0;
   virtual bool on_leg_head(Leg& leg, const http::ResponseHead& head) = 0;  // true: gather the body
   virtual void on_leg_data(Leg& leg, const http::Pieces& pieces, bool last) = 0;
   virtual void on_leg_broken(Leg& leg, const Status& why) = 0;

@@ -20,6 +20,7 @@ struct ApiError {
   int http_status = 400;
   std::string type = "invalid_argument";
   std::string message;
+  bool of_peer = false;  // the other worker of the pair is to blame
 };
 // {"error": {"message", "type", "code"}}, as OpenAI has it, for every form.
 std::string error_body(const ApiError& error);

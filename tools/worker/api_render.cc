@@ -193,7 +193,9 @@ void Answer::take(std::size_t index, const Update& update) {
   part.figures = update.figures;
   part.seconds = static_cast<double>(wall_clock_ns() - started_ns_) / 1e9;
   --left_;
-  if (!update.status.ok() && !error_) error_ = error_of(update.status, update.reason);
+  if (update.status.ok() || error_) return;
+  error_ = error_of(update.status, update.reason);
+  error_->of_peer = update.of_peer;
 }
 
 std::string Answer::body() const {

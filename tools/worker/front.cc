@@ -15,7 +15,8 @@ namespace {
 const char* const kJson = "application/json";
 
 void refuse(HttpReply& reply, const ApiError& error) {
-  reply.send(error.http_status, kJson, error_body(error));
+  reply.send(error.http_status, kJson, error_body(error),
+             error.of_peer ? "X-Kvlane-At-Fault: peer\r\n" : "");
 }
 
 }  // namespace

@@ -123,10 +123,10 @@ class Reply final : public HttpReply {
   Reply(std::shared_ptr<Session> session, std::uint64_t request)
       : session_(std::move(session)), request_(request) {}
 
-  void send(int status, std::string content_type, std::string body) override {
-    post([status, content_type = std::move(content_type), body = std::move(body)](
-             Session& session, std::uint64_t request) {
-      std::string bytes = head(status, content_type, session.keep_alive());
+  void send(int status, std::string content_type, std::string body, std::string headers) override {
+    post([status, content_type = std::move(content_type), body = std::move(body),
+          headers = std::move(headers)](Session& session, std::uint64_t request) {
+      std::string bytes = head(status, content_type, session.keep_alive()) + headers;
       bytes += "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
       session.put(request, std::move(bytes), true);
     });

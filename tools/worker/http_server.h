@@ -23,8 +23,9 @@ struct HttpRequest {
 class HttpReply {
  public:
   virtual ~HttpReply() = default;
-  // The whole answer.
-  virtual void send(int status, std::string content_type, std::string body) = 0;
+  // The whole answer. `headers`: more of them, each with its end of line.
+  virtual void send(int status, std::string content_type, std::string body,
+                    std::string headers = {}) = 0;
   // A chunked answer: begin, write…, end.
   virtual void begin(int status, std::string content_type) = 0;
   virtual void write(std::string data) = 0;

@@ -58,6 +58,7 @@ struct Update {
   bool stopped = false;             // done by EOS, not by length
   Status status;                    // done: ok, or why the request failed
   std::string reason;               // for people; may be empty
+  bool of_peer = false;             // failed by the other worker of the pair, not by this one
   Figures figures;                  // done
 };
 // Called by the scheduler's thread; must not block.

@@ -284,13 +284,27 @@ void Scheduler::succeed(const SequencePtr& sequence, bool stopped) {
 }
 
 void Scheduler::fail(const SequencePtr& sequence, const Status& status, std::string reason) {
-  if (sequence->state == State::ending) return;
-  ++figures_.requests_failed;
-  mark(*sequence, Stage::ended, status);
   Update update;
-  update.done = true;
   update.status = status;
   update.reason = std::move(reason);
+  end_failed(sequence, std::move(update));
+}
+
+void Scheduler::fail_by_peer(const SequencePtr& sequence, const Status& status,
+                             std::string reason) {
+  Update update;
+  update.status = status;
+  update.reason = std::move(reason);
+  update.of_peer = true;
+  end_failed(sequence, std::move(update));
+}
+
+void Scheduler::end_failed(const SequencePtr& sequence, Update update) {
+  if (sequence->state == State::ending) return;
+  const Status status = update.status;
+  ++figures_.requests_failed;
+  mark(*sequence, Stage::ended, status);
+  update.done = true;
   update.figures = sequence->figures;
   sequence->sink(std::move(update));
   if (sequence->way != Way::local && sequence->request.session) {

@@ -159,6 +159,8 @@ class Scheduler {
   void emit(Sequence& sequence, std::vector<OutputToken> tokens);
   void succeed(const SequencePtr& sequence, bool stopped);
   void fail(const SequencePtr& sequence, const Status& status, std::string reason = {});
+  void fail_by_peer(const SequencePtr& sequence, const Status& status, std::string reason = {});
+  void end_failed(const SequencePtr& sequence, Update update);
   void settle_end(const SequencePtr& sequence);
   void publish_figures();
 

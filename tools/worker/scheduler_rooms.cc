@@ -127,7 +127,12 @@ void Scheduler::on_room_event(const RoomEvent& event) {
     if (sequence->way == Way::decode) {
       rendezvous_->doubt(sequence->request.session->host, sequence->request.session->port);
     }
-    fail(sequence, {event.code, "the handoff failed"}, event.reason);
+    const Status status{event.code, "the handoff failed"};
+    if (event.code == Code::peer_lost) {
+      fail_by_peer(sequence, status, event.reason);
+    } else {
+      fail(sequence, status, event.reason);
+    }
   }
   settle_end(sequence);
 }
@@ -219,7 +224,7 @@ void Scheduler::on_message_to_decode(const RoomMessage& message) {
   if (message.kind == Kind::start && sequence->state == State::offered) start_decode(sequence);
   if (message.kind == Kind::ended && before) {
     const Code code = message.code == Code::ok ? Code::aborted : message.code;
-    fail(sequence, {code, "the prefill worker failed"});
+    fail_by_peer(sequence, {code, "the prefill worker failed"});
   }
 }
 
@@ -237,9 +242,9 @@ void Scheduler::on_peer_lost(const PeerLost& lost) {
                              sequence->peer == lost.peer;
     if (prefill_lost) {
       rendezvous_->doubt(sequence->request.session->host, sequence->request.session->port);
-      fail(sequence, {lost.code, "the prefill worker is lost"});
+      fail_by_peer(sequence, {lost.code, "the prefill worker is lost"});
     } else if (decode_lost) {
-      fail(sequence, {lost.code, "the decode worker is lost"});
+      fail_by_peer(sequence, {lost.code, "the decode worker is lost"});
     }
   }
 }

@@ -80,6 +80,35 @@ TEST_P(PrefillFails, WithAnErrorAnotherPrefillIsTried) {  // A, B
   EXPECT_EQ(paths, (std::vector<std::string>{"/abort_request", "/generate"}));
 }
 
+TEST(PrefillIsSilent, ADecodeWorkerThatSaysSoIsNotBlamed) {
+  const ExpectLog expected("fleet.worker_state");
+  Gate first_closed;
+  StubWorker silent(wait_for_close(first_closed)), good(StubWorker::answer_name("p"));
+  StubWorker decode([](StubPeer& peer, const StubRequest& request) {
+    if (request.connection > 1) return peer.answer(200, "{\"name\":\"d\"}");
+    peer.send(
+        "HTTP/1.1 503 Service Unavailable\r\nX-Kvlane-At-Fault: peer\r\n"
+        "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}");
+  });
+  RouterOptions options = pd_options({&silent, &good}, {&decode});
+  options.health_failure_threshold = 1;
+  const RunningRouter router(options);
+  TestClient client(router.port());
+  const TestAnswer answer = client.post("/generate", kBody);
+  EXPECT_EQ(answer.status, 200);
+  EXPECT_EQ(answer.body, "{\"name\":\"d\"}") << "the same decode worker, with another prefill";
+  EXPECT_TRUE(first_closed.wait());
+  const std::string workers = client.call("GET", "/workers").body;
+  const auto healthy = [&](const StubWorker& worker) {
+    const std::size_t at = workers.find(worker.url() + "\"");
+    const std::size_t state = workers.find("\"is_healthy\":", at);
+    return workers.substr(state + 13, 4) == "true";
+  };
+  EXPECT_FALSE(healthy(silent)) << workers;
+  EXPECT_TRUE(healthy(good)) << workers;
+  EXPECT_TRUE(healthy(decode)) << workers;
+}
+
 TEST_P(PrefillFails, WithAResetAnotherPrefillIsTried) {  // C
   StubWorker bad(reset_connection()), good(StubWorker::answer_name("p"));
   Gate closed;
