@@ -166,10 +166,10 @@ void Core::expire_outcomes(std::int64_t now_ns) {
   }
 }
 
-void Core::note_unproven(std::uint64_t room) {
+void Core::note_unproven(std::uint64_t nonce, const EngineId& other) {
   constexpr std::size_t kRememberMax = 1u << 16;
   if (unproven.size() < kRememberMax) {
-    unproven.insert(room);
+    unproven.emplace(nonce, other);
   } else {
     vouch_none = true;
   }

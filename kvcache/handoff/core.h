@@ -202,10 +202,14 @@ class Core {
   std::map<RoomKey, std::pair<Code, std::int64_t>> outcomes;
   std::deque<std::pair<std::int64_t, RoomKey>> outcome_order;
 
-  // --- rooms of which a transfer ended unproven: we never vouch for their silence
-  void note_unproven(std::uint64_t room);
-  bool can_vouch(std::uint64_t room) const { return !vouch_none && !unproven.contains(room); }
-  std::set<std::uint64_t> unproven;
+  // --- attempts of which a transfer to or from that engine ended unproven: we never vouch for
+  // their silence. Another rank of the same request, or the same room's next attempt, is another
+  // matter.
+  void note_unproven(std::uint64_t nonce, const EngineId& other);
+  bool can_vouch(std::uint64_t nonce, const EngineId& other) const {
+    return !vouch_none && !unproven.contains({nonce, other});
+  }
+  std::set<std::pair<std::uint64_t, EngineId>> unproven;
   bool vouch_none = false;  // too many to remember
 
   // --- deadlines of open rooms

@@ -115,8 +115,8 @@ void DecodeRooms::on_abort(Peer& peer, const Message& message, const Abort& abor
   const auto found = rooms_.find(message.room);
   if (found == rooms_.end() || found->second.nonce != message.nonce) {
     // Late; its sender may be waiting for our word in pull.
-    core_.send(peer,
-               {Part::prefill, message.room, message.nonce, Quiet{core_.can_vouch(message.room)}});
+    core_.send(peer, {Part::prefill, message.room, message.nonce,
+                      Quiet{core_.can_vouch(message.nonce, peer.remote->engine)}});
     return core_.metrics.stale_messages.add();
   }
   Room& room = found->second;

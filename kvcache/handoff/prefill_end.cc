@@ -127,8 +127,8 @@ void PrefillRooms::reap() {
 void PrefillRooms::on_abort(Peer& peer, const Message& message, const Abort& abort) {
   const auto found = rooms_.find(message.room);
   if (found == rooms_.end()) {
-    core_.send(peer,
-               {Part::decode, message.room, message.nonce, Quiet{core_.can_vouch(message.room)}});
+    core_.send(peer, {Part::decode, message.room, message.nonce,
+                      Quiet{core_.can_vouch(message.nonce, peer.remote->engine)}});
     // We have just said that nothing of this attempt will be written.
     core_.drop_early(Part::prefill, peer.handle, message.room, message.nonce);
     if (core_.outcome(Part::prefill, message.room) == nullptr) {
@@ -140,8 +140,8 @@ void PrefillRooms::on_abort(Peer& peer, const Message& message, const Abort& abo
   Room& room = found->second;
   Pair* const pair = find_pair(room, message.nonce);
   if (pair == nullptr) {
-    core_.send(peer,
-               {Part::decode, message.room, message.nonce, Quiet{core_.can_vouch(message.room)}});
+    core_.send(peer, {Part::decode, message.room, message.nonce,
+                      Quiet{core_.can_vouch(message.nonce, peer.remote->engine)}});
     const bool expected =
         (room.accepts == 0 || room.pairs.size() < room.accepts) &&
         std::ranges::none_of(room.pairs, [&](const Pair& p) { return p.peer == peer.handle; });

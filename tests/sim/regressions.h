@@ -20,6 +20,9 @@ inline constexpr Regression kRegressions[] = {
      "a write lost on a process_exit Link was never proven: after a reconnect between living "
      "processes decode's pages stayed in quarantine for ever"},
     {1244, "", "the same, with a peer that was given up while stuck inside our memory"},
+    {5000559, "",
+     "prefill would not vouch for an attempt with one decode rank because a write of the same room to "
+     "another rank had been unproven: the first rank's pages stayed in quarantine for ever"},
 };
 
 }  // namespace kvl::simulation
