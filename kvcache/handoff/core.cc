@@ -166,13 +166,27 @@ void Core::expire_outcomes(std::int64_t now_ns) {
   }
 }
 
-void Core::note_unproven(std::uint64_t nonce, const EngineId& other) {
+void Core::note_unproven(const Segment& segment) {
   constexpr std::size_t kRememberMax = 1u << 16;
-  if (unproven.size() < kRememberMax) {
-    unproven.emplace(nonce, other);
-  } else {
+  if (unproven_transfers.size() >= kRememberMax) {
     vouch_none = true;
+    return;
   }
+  const Attempt attempt{segment.side, segment.room, segment.nonce, segment.peer,
+                        segment.remote->engine};
+  ++unproven[{attempt.nonce, attempt.engine}];
+  unproven_transfers.emplace(segment.transfer, attempt);
+}
+
+std::optional<Core::Attempt> Core::on_proven(std::uint64_t transfer) {
+  const auto found = unproven_transfers.find(transfer);
+  if (found == unproven_transfers.end()) return std::nullopt;
+  const Attempt attempt = found->second;
+  unproven_transfers.erase(found);
+  const auto count = unproven.find({attempt.nonce, attempt.engine});
+  if (--count->second > 0) return std::nullopt;
+  unproven.erase(count);
+  return attempt;
 }
 
 Range layers_between(const PageLayout& src, const PageLayout& dst, std::size_t group) {

@@ -8,6 +8,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -202,14 +203,23 @@ class Core {
   std::map<RoomKey, std::pair<Code, std::int64_t>> outcomes;
   std::deque<std::pair<std::int64_t, RoomKey>> outcome_order;
 
-  // --- attempts of which a transfer to or from that engine ended unproven: we never vouch for
-  // their silence. Another rank of the same request, or the same room's next attempt, is another
-  // matter.
-  void note_unproven(std::uint64_t nonce, const EngineId& other);
+  // --- attempts of which a transfer to or from that engine ended unproven: we do not vouch for
+  // their silence before the proof has come. Another rank of the same request, or the same room's
+  // next attempt, is another matter.
+  struct Attempt {
+    HandoffSide side = HandoffSide::prefill;
+    std::uint64_t room = 0, nonce = 0;
+    PeerHandle peer;
+    EngineId engine{};  // of the other side
+  };
+  void note_unproven(const Segment& segment);
+  // The attempt, once its last transfer has been proven.
+  std::optional<Attempt> on_proven(std::uint64_t transfer);
   bool can_vouch(std::uint64_t nonce, const EngineId& other) const {
     return !vouch_none && !unproven.contains({nonce, other});
   }
-  std::set<std::pair<std::uint64_t, EngineId>> unproven;
+  std::map<std::pair<std::uint64_t, EngineId>, std::uint32_t> unproven;  // how many transfers
+  std::unordered_map<std::uint64_t, Attempt> unproven_transfers;
   bool vouch_none = false;  // too many to remember
 
   // --- deadlines of open rooms

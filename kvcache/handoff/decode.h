@@ -37,6 +37,7 @@ class DecodeRooms {
   void on_commit(Peer& peer, const Message& message);
   void on_lead_abort(Peer& peer, const Message& message, const Abort& abort);
 
+  void on_proven(const Core::Attempt& attempt);
   void on_peer_ready(Peer& peer);
   void on_peer_refused(const Peer& peer);
   // `now`: it is down, and not only an earlier life of it.

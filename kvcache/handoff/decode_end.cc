@@ -140,6 +140,19 @@ void DecodeRooms::on_quiet(const Peer& peer, const Message& message, const Quiet
   settle(room);
 }
 
+void DecodeRooms::on_proven(const Core::Attempt& attempt) {
+  const auto found = rooms_.find(attempt.room);
+  if (found == rooms_.end() || found->second.nonce != attempt.nonce) {
+    const Quiet quiet{core_.can_vouch(attempt.nonce, attempt.engine)};
+    return core_.send(attempt.peer, {Part::prefill, attempt.room, attempt.nonce, quiet});
+  }
+  for (Source& source : found->second.sources) {
+    if (source.remote == nullptr || source.remote->engine != attempt.engine) continue;
+    source.own_unproven = source.told_quiet = false;
+  }
+  if (ended(found->second.state)) settle(found->second);
+}
+
 void DecodeRooms::on_peer_refused(const Peer& peer) {
   for (auto& [id, room] : rooms_) {
     if (ended(room.state)) continue;

@@ -153,7 +153,7 @@ void DecodeRooms::on_transfer(const Segment& segment, std::uint64_t segment_id, 
   if (source == room.sources.end() || std::erase(source->reading, segment_id) == 0) return;
   if (physical == Physical::quarantined) {
     source->own_unproven = true;
-    core_.note_unproven(room.nonce, source->remote->engine);
+    core_.note_unproven(segment);
   }
   if (ended(room.state)) return settle(room);
   if (code != Code::ok) {

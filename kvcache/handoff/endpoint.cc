@@ -58,6 +58,7 @@ class Endpoint final : public HandoffEndpoint {
   }
   void end_segment(std::uint64_t segment_id, Code code, Physical physical);
   bool on_transfer(const EngineEvent& event);
+  bool on_proven(const EngineEvent& event);
   bool on_message(const EngineEvent& event);
   void dispatch(Peer& peer, const Message& message);
   bool to_prefill(Peer& peer, const Message& message);
@@ -78,6 +79,9 @@ bool Endpoint::on_event(const EngineEvent& event) {
       break;
     case EngineEvent::Kind::message:
       consumed = on_message(event);
+      break;
+    case EngineEvent::Kind::proven:
+      consumed = on_proven(event);
       break;
     case EngineEvent::Kind::note:
       break;
@@ -125,6 +129,15 @@ bool Endpoint::on_transfer(const EngineEvent& event) {
   }
   end_segment(segment_id, event.code, event.physical);
   return true;
+}
+
+// The last proof of an attempt has come late: the other side waits for our word.
+bool Endpoint::on_proven(const EngineEvent& event) {
+  const bool ours = core_.unproven_transfers.contains(event.transfer.value);
+  const std::optional<Core::Attempt> attempt = core_.on_proven(event.transfer.value);
+  if (attempt && attempt->side == HandoffSide::prefill) prefill_.on_proven(*attempt);
+  if (attempt && attempt->side == HandoffSide::decode) decode_.on_proven(*attempt);
+  return ours;
 }
 
 bool Endpoint::on_message(const EngineEvent& event) {

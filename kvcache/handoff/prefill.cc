@@ -337,7 +337,7 @@ void PrefillRooms::on_transfer(const Segment& segment, std::uint64_t segment_id,
   --pair->flying;
   if (physical == Physical::quarantined) {
     pair->own_unproven = true;
-    core_.note_unproven(pair->nonce, pair->remote->engine);
+    core_.note_unproven(segment);
   }
   if (ended(room.state)) return settle(room);
   if (code != Code::ok) {

@@ -33,6 +33,8 @@ class PrefillRooms {
   void on_quiet(const Peer& peer, const Message& message, const Quiet& quiet);
   // `segment` has ended, by an Engine event or without one.
   void on_transfer(const Segment& segment, std::uint64_t segment_id, Code code, Physical physical);
+  void on_proven(const Core::Attempt& attempt);
+
   void on_peer_ready(const Peer& peer);
   void on_peer_down(PeerHandle peer, std::uint64_t epoch, bool fenced);
   void expire(std::uint64_t room);

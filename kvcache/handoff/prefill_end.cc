@@ -163,6 +163,17 @@ void PrefillRooms::on_quiet(const Peer&, const Message& message, const Quiet& qu
   settle(found->second);
 }
 
+void PrefillRooms::on_proven(const Core::Attempt& attempt) {
+  const auto found = rooms_.find(attempt.room);
+  Pair* const pair = found == rooms_.end() ? nullptr : find_pair(found->second, attempt.nonce);
+  if (pair == nullptr) {
+    const Quiet quiet{core_.can_vouch(attempt.nonce, attempt.engine)};
+    return core_.send(attempt.peer, {Part::decode, attempt.room, attempt.nonce, quiet});
+  }
+  pair->own_unproven = pair->told_quiet = false;
+  if (ended(found->second.state)) settle(found->second);
+}
+
 // A reader that was away when we ended: ask again whether it is quiet.
 void PrefillRooms::on_peer_ready(const Peer& peer) {
   for (auto& [id, room] : rooms_) {

@@ -109,6 +109,7 @@ Status Fleet::pump(Done done, const char* what) {
           ++ended_;
           if (event.code != Code::ok) failed_ = {event.code, "a transfer of the fleet failed"};
           break;
+        case EngineEvent::Kind::proven:
         case EngineEvent::Kind::note:
           break;
       }

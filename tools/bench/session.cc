@@ -62,6 +62,8 @@ void Session::take(EngineEvent& event) {
     case EngineEvent::Kind::transfer:
       ended_.push_back(std::move(event));
       break;
+    case EngineEvent::Kind::proven:
+      break;
     case EngineEvent::Kind::note:
       ++notes_;
       break;

@@ -133,6 +133,7 @@ void Target::on_event(const EngineEvent& event) {
       break;
     }
     case EngineEvent::Kind::transfer:
+    case EngineEvent::Kind::proven:
       break;  // a pong went out
   }
 }

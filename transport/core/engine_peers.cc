@@ -384,6 +384,7 @@ void EngineImpl::check_closed(Peer& peer) {
   // Nothing can prove remote quiescence now: what is left ends as lost.
   const std::vector<std::uint64_t> left = peer.transfers;
   const bool fenced = is_fenced(peer);
+  peer.late.clear();
   for (const std::uint64_t id : left) {
     TransferState* const transfer = transfers_.find(id);
     // Transfers that wait for a peer_up that is still to come keep waiting for their deadline.

@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::int64_t kMs = 1'000'000;
 constexpr std::int64_t kTimeoutGraceNs = 500 * kMs;
+constexpr std::size_t kLateProofsMax = 4096;  // of a peer; beyond, only its end proves
 constexpr std::uint32_t kPieceBits = 24, kSlotBits = 16, kGenerationBits = 24;
 
 Ticket ticket_of(std::uint64_t transfer, std::uint32_t piece) {
@@ -467,6 +468,9 @@ void EngineImpl::finish(TransferState& transfer) {
     event.epoch = peer->remote.epoch;
     const auto found = std::find(peer->transfers.begin(), peer->transfers.end(), transfer.id);
     if (found != peer->transfers.end()) peer->transfers.erase(found);
+    if (transfer.proof_late && peer->late.size() < kLateProofsMax) {
+      peer->late.push_back({transfer.id, transfer.request.user, transfer.unproven});
+    }
   }
   transfers_.erase(transfer.id);
   emit(std::move(event));
@@ -474,14 +478,27 @@ void EngineImpl::finish(TransferState& transfer) {
 
 // The peer's Link has closed this incarnation: writes that were lost on it cannot land any more.
 void EngineImpl::prove(Peer& peer, std::uint16_t pair, std::uint32_t incarnation) {
+  const auto closed = [&](const Unproven& open) {
+    return open.pair == pair && open.incarnation <= incarnation;
+  };
   for (const std::uint64_t id : std::vector<std::uint64_t>(peer.transfers)) {
     TransferState* const transfer = transfers_.find(id);
     if (transfer == nullptr || transfer->unproven.empty()) continue;
-    std::erase_if(transfer->unproven, [&](const Unproven& open) {
-      return open.pair == pair && open.incarnation <= incarnation;
-    });
+    std::erase_if(transfer->unproven, closed);
     check_finished(*transfer);
   }
+  for (LateProof& late : peer.late) {
+    std::erase_if(late.unproven, closed);
+    if (!late.unproven.empty()) continue;
+    EngineEvent event;
+    event.kind = EngineEvent::Kind::proven;
+    event.peer = {peer.id};
+    event.transfer = {late.transfer};
+    event.user = late.user;
+    event.epoch = peer.remote.epoch;
+    emit(std::move(event));
+  }
+  std::erase_if(peer.late, [](const LateProof& late) { return late.unproven.empty(); });
   kick(peer);
 }
 
@@ -513,6 +530,7 @@ void EngineImpl::transfer_timers(std::int64_t now_ns) {
         close_pair(*peer, pair, "a transfer did not end in time");
       }
     } else if (transfer->posted == 0) {
+      transfer->proof_late = !transfer->quarantined;
       transfer->quarantined = true;
       check_finished(*transfer);
       continue;

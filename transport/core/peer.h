@@ -77,6 +77,18 @@ class NoteWindow {
   std::uint64_t newest_ = 0;
 };
 
+// A posted write that ended without proof that its bytes cannot land any more.
+struct Unproven {
+  std::uint16_t pair;
+  std::uint32_t incarnation;
+};
+
+// A transfer that ended quarantined while its peer lived: the proof may still come.
+struct LateProof {
+  std::uint64_t transfer = 0, user = 0;
+  std::vector<Unproven> unproven;
+};
+
 struct Peer {
   enum class State : std::uint8_t {
     waiting,     // dialer: until retry_ns
@@ -99,6 +111,7 @@ struct Peer {
   std::vector<Pair> pairs;
   std::unordered_map<std::uint64_t, RemoteMemory> memories;
   std::vector<std::uint64_t> transfers;  // live ones, oldest first
+  std::vector<LateProof> late;
   std::uint64_t version = 1;             // grows when pairs or memories change
   std::uint64_t note_next = 0;
   NoteWindow notes;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kvl/engine.h"
+#include "transport/core/peer.h"
 #include "transport/core/stripe.h"
 
 namespace kvl {
@@ -29,12 +30,6 @@ struct RegionTable {
   bool filled = false;
 };
 
-// A posted write that ended without proof that its bytes cannot land any more.
-struct Unproven {
-  std::uint16_t pair;
-  std::uint32_t incarnation;
-};
-
 // A slot that is reused: reset() keeps the capacity of the vectors, so that a steady load does not
 // allocate.
 struct TransferState {
@@ -49,6 +44,7 @@ struct TransferState {
   bool note_apart = false;      // the note is a piece of its own: the last of `pieces`
   bool pairs_closed = false;    // the hard stop has been used
   bool quarantined = false;
+  bool proof_late = false;  // quarantined, for nothing but time
   bool peer_gone = false;  // nobody is left to prove anything
   std::uint32_t done = 0, posted = 0;
   std::uint32_t next = 0;            // first piece never posted
@@ -70,7 +66,7 @@ struct TransferState {
     note_bytes = 0;
     deadline_ns = give_up_ns = 0;
     code = Code::ok;
-    ending = note_apart = pairs_closed = quarantined = peer_gone = false;
+    ending = note_apart = pairs_closed = quarantined = proof_late = peer_gone = false;
     done = posted = next = retries = 0;
     bytes_done = 0;
     rank_version = 0;

@@ -106,6 +106,8 @@ enum class Physical : std::uint8_t {
 struct EngineEvent {
   enum class Kind : std::uint8_t {
     transfer,   // transfer, user, code, physical, bytes, rails. Exactly one per accepted submit
+    proven,     // peer, transfer, user: it ended quarantined, and no byte of it can land any more.
+                // At most one; what is not proven before peer_down is decided by its `fenced`
     note,       // peer, data (<= kTransferNoteBytesMax)
     message,    // peer, data: from the peer's Engine::send
     peer_up,    // peer, epoch
