@@ -1,4 +1,5 @@
-// One sink for all events. Levels by subsystem, read under a mutex only when a line may be written.
+// One sink for all events. Levels by subsystem and the limit of lines, looked at under a mutex only
+// when a line may be written.
 #include "kvl/log.h"
 
 #include <spdlog/sinks/stdout_color_sinks.h>
@@ -10,12 +11,16 @@
 #include <memory>
 #include <mutex>
 
+#include "kvl/clock.h"
+#include "transport/base/log_limiter.h"
+
 namespace kvl {
 namespace {
 
 struct LogState {
   std::mutex mutex;
   std::map<std::string, LogLevel, std::less<>> levels;  // by subsystem; "" is the default
+  LogLimiter limiter;
   LogSink sink;
   std::shared_ptr<spdlog::logger> console;
 };
@@ -62,6 +67,16 @@ spdlog::level::level_enum to_spdlog(LogLevel level) {
 
 bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
 
+// The word by which lines of one event are told apart: from a closed set, unlike all other fields.
+std::string_view cause_of(std::initializer_list<LogField> fields) {
+  std::string_view cause;
+  for (const LogField& field : fields) {
+    if (field.key == "cause") return field.value;
+    if (field.key == "code") cause = field.value;
+  }
+  return cause;
+}
+
 std::string render(std::string_view event, std::initializer_list<LogField> fields) {
   std::string line(event);
   for (const LogField& field : fields) {
@@ -96,7 +111,15 @@ void log(LogLevel level, std::string_view event, std::initializer_list<LogField>
   const std::string_view subsystem = event.substr(0, event.find('.'));
   if (auto own = s.levels.find(subsystem); own != s.levels.end()) wanted = own->second;
   if (level < wanted || level == LogLevel::off) return;
-  const std::string line = render(event, fields);
+  // Who asks for debug lines wants them all.
+  std::uint64_t suppressed = 0;
+  if (level != LogLevel::debug) {
+    const auto admitted = s.limiter.admit(event, cause_of(fields), SteadyClock().now_ns());
+    if (!admitted) return;
+    suppressed = *admitted;
+  }
+  std::string line = render(event, fields);
+  if (suppressed > 0) line += " suppressed=" + std::to_string(suppressed);
   if (s.sink) {
     s.sink(level, line);
     return;
@@ -138,6 +161,7 @@ void set_log_sink(LogSink sink) {
   LogState& s = state();
   const std::lock_guard<std::mutex> lock(s.mutex);
   s.sink = std::move(sink);
+  s.limiter.clear();
 }
 
 }  // namespace kvl

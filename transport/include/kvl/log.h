@@ -25,14 +25,18 @@ struct LogField {
 };
 
 // `event` is a stable dotted name whose first part is the subsystem: "rail.peer_down".
-// Thread-safe. Lines below the subsystem's level cost one comparison.
+// A failure says its `code`, its `cause` where one code has several, and with `hint` what to do.
+// Thread-safe. Lines below the subsystem's level cost one comparison. Of each event and cause (or
+// code) 10 lines are written at once, then one a second; the next line that is written says with
+// suppressed=N how many were not. Debug lines are all written.
 void log(LogLevel level, std::string_view event, std::initializer_list<LogField> fields = {});
 
 // "info" or "info,rail=debug,tcp=error". Default: warning. False on an unknown level word.
 bool set_log_levels(std::string_view text);
 
 // Replaces the sink (default: one line to standard error). For tests and embedding engines.
-// The sink may be called from any thread; an empty function restores the default.
+// The sink may be called from any thread; an empty function restores the default. The limit of
+// lines begins anew.
 using LogSink = std::function<void(LogLevel, std::string_view line)>;
 void set_log_sink(LogSink sink);
 
