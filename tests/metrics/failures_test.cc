@@ -66,6 +66,7 @@ TEST(Failures, TheCountersExist) {
   std::string sources;
   for (const char* path :
        {"kvcache/handoff/metrics.cc", "kvcache/handoff/integrity.cc", "transport/core/engine.cc",
+        "transport/core/engine_impl.h", "transport/core/refusals.cc", "kvcache/handoff/core.h",
         "transport/tcp/tcp_link.cc", "transport/shm/shm_link.cc"}) {
     sources += read(path);
   }

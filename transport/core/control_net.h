@@ -9,6 +9,7 @@
 
 #include "kvl/metrics.h"
 #include "kvl/status.h"
+#include "transport/core/refusals.h"
 
 namespace kvl {
 
@@ -45,13 +46,16 @@ class ControlNet {
   virtual Status send(ConnId, std::span<const std::byte> message) = 0;
   // A longer message than this ends the connection.
   virtual void limit(ConnId, [[maybe_unused]] std::size_t message_bytes_max) {}
+  // It has said who it is. Until then an accepted connection is a stranger: of these only so many
+  // are borne.
+  virtual void know(ConnId) {}
   // No event follows.
   virtual void close(ConnId) = 0;
   virtual void poll(std::vector<ControlEvent>& events) = 0;
   // Readable when poll() has something to do; -1 in the simulator.
   virtual int wait_fd() const = 0;
-  // Connections that were closed because there were too many, or that said too much too early.
-  virtual std::uint64_t refused() const { return 0; }
+  // Adds whom this layer has turned away, and why. Any thread.
+  virtual void count_refusals(Refusals::Counts&) const {}
   // What an authenticated connection is protected by; null: it is not.
   virtual const auth::SessionKeys* session(ConnId) const { return nullptr; }
   virtual void visit_metrics(MetricVisitor&) const {}

@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <sstream>
 
+#include "kvl/failure.h"
 #include "kvl/log.h"
 #include "kvl/security.h"
 #include "transport/core/engine_impl.h"
@@ -69,8 +70,9 @@ std::vector<Setting> engine_settings() {
       setting<&C::pieces_inflight>("pieces_inflight", "", 1, 1024, "pieces per rail and peer"),
       setting<&C::transfers_max>("transfers_max", "", 1, 8192, "transfers in flight"),
       setting<&C::peers_max>("peers_max", "", 1, 65536, "peers, both directions together"),
-      setting<&C::strangers_max>("strangers_max", "", 1, 4096,
-                                 "control connections without a hello; beyond, the oldest goes"),
+      setting<&C::strangers_max>(
+          "strangers_max", "", 1, 4096,
+          "control connections without a hello; beyond, the one silent longest goes"),
       setting<&C::strangers_per_address_max>(
           "strangers_per_address_max", "", 1, 4096,
           "of these from one address; beyond, new ones are closed"),
@@ -170,7 +172,6 @@ Status EngineImpl::open_control(const Settings& settings, std::string* error) {
   options.secrets = std::move(*secrets);
   options.encrypt = security.encrypt;
   options.handshake_ms = config_.connect_timeout_ms;
-  options.strangers_max = static_cast<std::size_t>(config_.strangers_max);
   if (options.encrypt && options.secrets.empty()) {
     return fail(error, Code::invalid_argument, "encrypt needs a secret",
                 "encrypt=on needs a secret: set secret_file or KVLANE_SECRET");
@@ -244,8 +245,13 @@ Status EngineImpl::open_rails(const Settings& settings, std::string* error) {
         const Status status =
             state.rail->open(*state.control, world_.make_memory_ops(), clock_, same_host_);
         if (!status.ok()) {
+          rails_refused_.add({name, to_string(status.code())}, {device.name});
           log(LogLevel::warning, "rail.open_failed",
-              {{"transport", name}, {"device", device.name}, {"why", status.to_string()}});
+              {{"transport", name},
+               {"device", device.name},
+               {"code", to_string(status.code())},
+               {"why", status.to_string()},
+               {"hint", "run kvlane doctor; leave it out with transports= if it is not wanted"}});
           missing = name + ": " + status.to_string();
           unusable_.push_back({name, device.name, false, status.to_string()});
           rails_.pop_back();
@@ -431,6 +437,17 @@ std::vector<RailInfo> EngineImpl::rails() const {
 }
 
 void EngineImpl::visit_metrics(MetricVisitor& visitor) const {
+  // A series appears with its first; the one of `always` is there from the beginning.
+  const auto by_code = [&](std::string_view name, std::string_view help, const char* label,
+                           MetricLabels labels, Code always, const CountByCode& counters) {
+    labels.emplace_back(label, "");
+    for (std::size_t i = 0; i < kCodes; ++i) {
+      const auto code = static_cast<Code>(i);
+      if (code != always && counters[i].value() == 0) continue;
+      labels.back().second = std::string(to_string(code));
+      visitor.counter(name, help, labels, static_cast<double>(counters[i].value()));
+    }
+  };
   const Lock lock(mutex_);
   for (std::size_t i = 0; i < rails_.size(); ++i) {
     const RailState& state = rails_[i];
@@ -442,29 +459,33 @@ void EngineImpl::visit_metrics(MetricVisitor& visitor) const {
     };
     count("kvlane_rail_bytes_total", "Bytes moved by transfers of this engine.", state.bytes);
     count("kvlane_rail_pieces_total", "Pieces completed.", state.pieces);
-    count("kvlane_rail_piece_failures_total", "Pieces that ended with an error.", state.failures);
     count("kvlane_rail_notes_total", "Notes received.", state.notes);
+    by_code("kvlane_rail_piece_failures_total", "Pieces that ended with an error, by cause.",
+            "cause", labels, Code::unavailable, state.failures);
+    by_code("kvlane_rail_pairs_lost_total",
+            "Paths to peers that were lost while the peer was not, by cause.", "cause", labels,
+            Code::peer_lost, state.pairs_lost);
+    by_code("kvlane_rail_pairs_refused_total", "Paths to peers that did not come up, by cause.",
+            "cause", labels, Code::unavailable, state.pairs_refused);
     state.rail->link().visit_metrics(visitor, labels);
   }
   world_.control->visit_metrics(visitor);
   visitor.gauge("kvlane_peers", "Peers known.", {}, static_cast<double>(peers_.size()));
   visitor.gauge("kvlane_transfers_inflight", "Transfers not ended.", {},
                 static_cast<double>(transfers_.size()));
-  visitor.counter("kvlane_control_refused_total", "Control connections or messages refused.", {},
-                  static_cast<double>(refused_.value() + world_.control->refused()));
+  Refusals::Counts refusals{};
+  refusals_.add_to(refusals);
+  world_.control->count_refusals(refusals);
+  visit_refusals(visitor, refusals);
   visitor.counter("kvlane_piece_retries_total", "Pieces posted again on another path.", {},
                   static_cast<double>(retries_.value()));
-  const auto by_code = [&](std::string_view name, std::string_view help, const char* label,
-                           const CountByCode& counters) {
-    for (std::size_t code = 0; code < kCodes; ++code) {
-      if (code > 0 && counters[code].value() == 0) continue;  // a series appears with its first
-      visitor.counter(name, help, {{label, std::string(to_string(static_cast<Code>(code)))}},
-                      static_cast<double>(counters[code].value()));
-    }
-  };
-  by_code("kvlane_peers_lost_total", "Peers lost, by cause.", "cause", peers_lost_);
-  by_code("kvlane_transfers_ended_total", "Transfers ended, by outcome.", "outcome",
+  by_code("kvlane_transfers_ended_total", "Transfers ended, by outcome.", "outcome", {}, Code::ok,
           transfers_ended_);
+  visitor.counter("kvlane_peers_left_total", "Peers that said goodbye.", {},
+                  static_cast<double>(peers_left_.value()));
+  peers_lost_.visit(visitor);
+  peers_unreachable_.visit(visitor);
+  rails_refused_.visit(visitor);
 }
 
 std::vector<TransportInfo> probe_transports(const Settings& settings) {

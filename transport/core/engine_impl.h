@@ -68,6 +68,12 @@ class EngineImpl final : public Engine, public RailHost {
     const std::size_t rail_;
   };
 
+  static constexpr std::size_t kCodes = static_cast<std::size_t>(Code::internal) + 1;
+  using CountByCode = std::array<Counter, kCodes>;
+  static void count(CountByCode& counters, Code code) {
+    counters[std::min(static_cast<std::size_t>(code), kCodes - 1)].add();
+  }
+
   struct PairName {
     std::uint64_t peer = 0;
     std::uint16_t pair = 0;
@@ -80,7 +86,9 @@ class EngineImpl final : public Engine, public RailHost {
     std::atomic<bool> has_ready{false};                 // the list is not empty
     bool blocked = false;                               // the Link said exhausted
     std::unordered_map<std::uint64_t, PairName> peers;  // by link peer
-    Counter bytes, pieces, failures, notes;
+    Counter bytes, pieces, notes;
+    CountByCode failures;                   // pieces
+    CountByCode pairs_lost, pairs_refused;  // that were up; that did not come up
   };
   struct MemoryState {
     Memory memory;
@@ -135,7 +143,9 @@ class EngineImpl final : public Engine, public RailHost {
   void check_up(Peer& peer);
   void announce(Peer& peer);
   void say_unreachable(Peer& peer);
-  void peer_lost(Peer& peer, Code code, const char* why);
+  void refuse(Peer& peer, Refusal refusal, const char* why);
+  // `goodbye`: it has said that it leaves, and nobody has to look why.
+  void peer_lost(Peer& peer, Code code, const char* why, bool goodbye = false);
   void check_closed(Peer& peer);
   bool is_fenced(const Peer& peer) const;
   void peer_timers(std::int64_t now_ns);
@@ -155,8 +165,8 @@ class EngineImpl final : public Engine, public RailHost {
   void open_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer);
   void accept_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer);
   void on_pair_opened(PairName name, PeerId link_peer, std::vector<std::byte> offer, Status status);
-  void close_pair(Peer& peer, Pair& pair, std::string reason);
-  void stop_using(Peer& peer, Pair& pair, std::string reason);
+  void close_pair(Peer& peer, Pair& pair, Code code, std::string reason);
+  void stop_using(Peer& peer, Pair& pair, Code code, std::string reason);
   void on_link_down(std::size_t rail, const Event& event);
   void on_pair_closed(PairName name, Code code);
   void on_remote_closed(Peer& peer, Pair& pair, std::uint32_t incarnation);
@@ -218,13 +228,19 @@ class EngineImpl final : public Engine, public RailHost {
   bool signalled_ = false;
   std::int64_t next_deadline_ns_ = INT64_MAX;  // of any transfer; a lower bound
   std::int64_t next_timer_ns_ = 0;             // of any peer; a lower bound
-  static constexpr std::size_t kCodes = static_cast<std::size_t>(Code::internal) + 1;
-  using CountByCode = std::array<Counter, kCodes>;
-  static void count(CountByCode& counters, Code code) {
-    counters[std::min(static_cast<std::size_t>(code), kCodes - 1)].add();
-  }
-  Counter refused_, retries_;
-  CountByCode peers_lost_, transfers_ended_;
+  Counter retries_, peers_left_;
+  CountByCode transfers_ended_;
+  Refusals refusals_;
+  BoundedCounts peers_lost_{
+      "kvlane_peers_lost_total", "Peers lost without a goodbye, by cause.", {"cause"}, {"peer"}};
+  BoundedCounts peers_unreachable_{"kvlane_peers_unreachable_total",
+                                   "Peers that connect() has not led to in time, by cause.",
+                                   {"cause"},
+                                   {"peer"}};
+  BoundedCounts rails_refused_{"kvlane_rail_open_failures_total",
+                               "Devices that could not be opened, by cause.",
+                               {"transport", "cause"},
+                               {"device"}};
 
   UniqueFd event_fd_;  // for the user
   UniqueFd control_wake_;

@@ -1,6 +1,7 @@
 // The engine: registered memory, ours and the peers'.
 #include <algorithm>
 
+#include "kvl/failure.h"
 #include "kvl/log.h"
 #include "transport/core/engine_impl.h"
 
@@ -154,7 +155,9 @@ void EngineImpl::on_memory_export(Peer& peer, const control::ExportMessage& mess
       log(LogLevel::info, "memory.not_reachable",
           {{"peer", found->address},
            {"transport", rail_names_[mine->rail].transport},
-           {"why", imported.status().to_string()}});
+           {"code", to_string(imported.code())},
+           {"why", imported.status().to_string()},
+           {"hint", remedy(imported.code())}});
     }
     ++found->version;
     kick(*found);

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "kvl/failure.h"
 #include "kvl/log.h"
 #include "transport/base/wire.h"
 #include "transport/core/engine_impl.h"
@@ -140,8 +141,8 @@ void EngineImpl::on_pair_opened(PairName name, PeerId link_peer, std::vector<std
   if (pair.incarnation != name.incarnation) return;
   pair.link_peer = link_peer;
   pair.on_rail = false;
-  if (pair.state != Pair::State::opening) return close_pair(*peer, pair, pair.reason);
-  if (!status.ok()) return close_pair(*peer, pair, status.to_string());
+  if (pair.state != Pair::State::opening) return close_pair(*peer, pair, pair.code, pair.reason);
+  if (!status.ok()) return close_pair(*peer, pair, status.code(), status.to_string());
   queue_message(
       *peer, control::encode(peer->dialer ? control::Type::rail_offer : control::Type::rail_accept,
                              ref_of(pair), offer));
@@ -158,7 +159,7 @@ void EngineImpl::accept_pair(Peer& peer, Pair& pair, std::vector<std::byte> remo
         Peer* found = nullptr;
         Pair* mine = nullptr;
         if (alive(name, found, mine) && mine->state == Pair::State::opening) {
-          close_pair(*found, *mine, status.to_string());
+          close_pair(*found, *mine, status.code(), status.to_string());
         }
       });
   export_all(peer, pair);
@@ -169,18 +170,19 @@ void EngineImpl::on_rail_message(Peer& peer, control::Type type,
   using control::Type;
   Pair* const pair = find_pair(peer, message.pair);
   if (pair == nullptr) {
-    refused_.add();
-    return;
+    return refusals_.add(Refusal::out_of_place, peer.address, "message for a pair that is not");
   }
   const std::uint32_t incarnation = message.pair.incarnation;
   std::vector<std::byte> blob(message.blob.begin(), message.blob.end());
   switch (type) {
     case Type::rail_offer:
       // A newer attempt replaces whatever is left of an older one.
-      if (peer.dialer || incarnation <= pair->incarnation) return refused_.add();
+      if (peer.dialer || incarnation <= pair->incarnation) {
+        return refusals_.add(Refusal::out_of_place, peer.address, "offer of an old attempt");
+      }
       if (pair->state != Pair::State::closed) {
         // The old Link peer goes first; the dialer repeats its offer.
-        if (pair->state != Pair::State::closing) close_pair(peer, *pair, "replaced");
+        if (pair->state != Pair::State::closing) close_pair(peer, *pair, Code::aborted, "replaced");
         return;
       }
       pair->incarnation = incarnation;
@@ -198,7 +200,7 @@ void EngineImpl::on_rail_message(Peer& peer, control::Type type,
       const std::string why(reinterpret_cast<const char*>(blob.data()),
                             std::min(blob.size(), kReasonBytesMax));
       if (pair->state == Pair::State::opening || pair->state == Pair::State::up) {
-        return close_pair(peer, *pair, "closed by the peer: " + why);
+        return close_pair(peer, *pair, Code::peer_lost, "closed by the peer: " + why);
       }
       return;
     }
@@ -214,8 +216,8 @@ void EngineImpl::on_rail_message(Peer& peer, control::Type type,
 
 // Lets go of our Link's peer. The other side is told once that is done, which the Link says with
 // its peer_down: until then bytes of ours may still land there, or theirs here.
-void EngineImpl::close_pair(Peer& peer, Pair& pair, std::string reason) {
-  stop_using(peer, pair, std::move(reason));
+void EngineImpl::close_pair(Peer& peer, Pair& pair, Code code, std::string reason) {
+  stop_using(peer, pair, code, std::move(reason));
   if (pair.on_rail) return;  // on_pair_opened comes back here
   if (pair.link_peer.value == 0) return on_pair_closed(name_of(peer, pair), Code::ok);
   rails_[pair.rail].rail->run(
@@ -234,22 +236,40 @@ void EngineImpl::on_link_down(std::size_t index, const Event& event) {
   Pair& pair = peer->pairs[name.pair];
   pair.link_peer = {};
   if (pair.state != Pair::State::closing) {
-    stop_using(*peer, pair, std::string(to_string(event.code)));
+    stop_using(*peer, pair, event.code, std::string(to_string(event.code)));
   }
   on_pair_closed(name, event.code);
 }
 
-void EngineImpl::stop_using(Peer& peer, Pair& pair, std::string reason) {
+void EngineImpl::stop_using(Peer& peer, Pair& pair, Code code, std::string reason) {
   const bool was_up = pair.state == Pair::State::up;
+  const bool refused = pair.state == Pair::State::opening && code != Code::aborted;
+  pair.code = code;
   pair.reason = std::move(reason);
   pair.state = Pair::State::closing;
   pair.resolved = true;
   ++peer.version;
+  // With a peer that is lost its paths go, too: that is said and counted once, for the peer.
   if (was_up && peer.state == Peer::State::up) {
-    log(LogLevel::info, "pair.down",
+    count(rails_[pair.rail].pairs_lost, code);
+    log(LogLevel::warning, "pair.down",
         {{"peer", peer.address},
          {"transport", rail_names_[pair.rail].transport},
-         {"why", pair.reason}});
+         {"device", rail_names_[pair.rail].device},
+         {"code", to_string(code)},
+         {"why", pair.reason},
+         {"hint",
+          "transfers go on by another path, if there is one, and this one is tried again; look at "
+          "the network between, and at kvlane doctor PEER"}});
+  } else if (refused && peer.state != Peer::State::closing) {
+    count(rails_[pair.rail].pairs_refused, code);
+    log(LogLevel::info, "pair.refused",
+        {{"peer", peer.address},
+         {"transport", rail_names_[pair.rail].transport},
+         {"device", rail_names_[pair.rail].device},
+         {"code", to_string(code)},
+         {"why", pair.reason},
+         {"hint", remedy(code)}});
   }
   const PairName name = name_of(peer, pair);
   for (auto& [handle, memory] : peer.memories) {

@@ -159,6 +159,7 @@ void EngineImpl::dial(Peer& peer) {
     peer.backoff_ns = std::min(peer.backoff_ns * 2, kBackoffMaxNs);
     if (conn.code() == Code::invalid_argument) peer.notice_ns = now_ns;  // will never work
     peer.down_code = conn.code();
+    peer.down_why = conn.status().context();
     timer_at(std::min(peer.retry_ns, peer.notice_ns));
     return;
   }
@@ -180,7 +181,7 @@ void EngineImpl::on_control(ControlEvent& event) {
   if (event.kind == Kind::accepted) {
     Peer* const peer = new_peer(event.remote, false);
     if (peer == nullptr) {
-      refused_.add();
+      refusals_.add(Refusal::peers, event.remote);
       hang_up_.push_back(event.conn);
       return;
     }
@@ -211,16 +212,14 @@ void EngineImpl::on_control(ControlEvent& event) {
 
 void EngineImpl::on_message(Peer& peer, std::span<const std::byte> message) {
   using control::Type;
-  const auto refuse = [&](const char* why) {
-    refused_.add();
-    log(LogLevel::info, "control.refused", {{"peer", peer.address}, {"why", why}});
-    peer_lost(peer, Code::invalid_argument, why);
-  };
-  if (message.empty()) return refuse("empty control message");
+  const auto malformed = [&](const char* why) { refuse(peer, Refusal::malformed, why); };
+  if (message.empty()) return malformed("empty control message");
   const auto type = static_cast<Type>(message[0]);
   const auto body = message.subspan(1);
   const bool greeted = peer.state == Peer::State::opening || peer.state == Peer::State::up;
-  if (greeted != (type != Type::hello)) return refuse("control message out of place");
+  if (greeted != (type != Type::hello)) {
+    return refuse(peer, Refusal::out_of_place, "control message out of place");
+  }
   switch (type) {
     case Type::hello:
       return on_hello(peer, body);
@@ -230,22 +229,22 @@ void EngineImpl::on_message(Peer& peer, std::span<const std::byte> message) {
     case Type::rail_closed:
     case Type::link_message: {
       const auto decoded = control::decode_pair(body);
-      return decoded ? on_rail_message(peer, type, *decoded) : refuse("malformed rail message");
+      return decoded ? on_rail_message(peer, type, *decoded) : malformed("malformed rail message");
     }
     case Type::memory_add:
     case Type::memory_drop: {
       const auto handle = control::decode_memory(body);
-      if (!handle) return refuse("malformed memory message");
+      if (!handle) return malformed("malformed memory message");
       if (type == Type::memory_drop) return on_memory_drop(peer, *handle);
       if (peer.memories.size() >= static_cast<std::size_t>(config_.peer_memories_max)) {
-        return refuse("more memories than peer_memories_max");
+        return refuse(peer, Refusal::memories, "more memories than peer_memories_max");
       }
       peer.memories[*handle].ways.resize(peer.pairs.size());
       return;
     }
     case Type::memory_export: {
       const auto decoded = control::decode_export(body);
-      return decoded ? on_memory_export(peer, *decoded) : refuse("malformed memory export");
+      return decoded ? on_memory_export(peer, *decoded) : malformed("malformed memory export");
     }
     case Type::user: {
       EngineEvent event;
@@ -259,20 +258,27 @@ void EngineImpl::on_message(Peer& peer, std::span<const std::byte> message) {
     case Type::heartbeat:
       return;
     case Type::bye:
-      return peer_lost(peer, Code::peer_lost, "the peer has left");
+      return peer_lost(peer, Code::peer_lost, "the peer has left", true);
   }
-  refuse("unknown control message");
+  malformed("unknown control message");
+}
+
+void EngineImpl::refuse(Peer& peer, Refusal refusal, const char* why) {
+  refusals_.add(refusal, peer.address, why);
+  peer_lost(peer, about(refusal).code, why);
 }
 
 void EngineImpl::on_hello(Peer& peer, std::span<const std::byte> body) {
   auto hello = control::decode_hello(body);
   if (!hello) {
-    refused_.add();
-    return peer_lost(peer, hello.code(), hello.status().context());
+    const bool version = hello.code() == Code::unsupported;
+    return refuse(peer, version ? Refusal::other_version : Refusal::malformed,
+                  hello.status().context());
   }
   peer.remote = std::move(*hello);
   const auth::SessionKeys* const keys = world_.control->session(peer.conn);
   peer.keys = keys != nullptr ? std::optional(*keys) : std::nullopt;
+  world_.control->know(peer.conn);
   world_.control->limit(peer.conn, ControlNet::kMessageBytesMax);
   if (!peer.dialer) {
     peer.address = peer.remote.address;
@@ -284,7 +290,9 @@ void EngineImpl::on_hello(Peer& peer, std::span<const std::byte> body) {
   make_pairs(peer);
   if (peer.pairs.empty()) {
     log(LogLevel::warning, "peer.no_common_transport",
-        {{"peer", peer.address}, {"hint", "kvlane doctor shows what each side has"}});
+        {{"peer", peer.address},
+         {"code", to_string(Code::unsupported)},
+         {"hint", "kvlane doctor PEER shows what each side has; compare transports and require"}});
     return peer_lost(peer, Code::unsupported, "no transport in common");
   }
   memories_.for_each([&](std::uint64_t handle, const MemoryState& memory) {
@@ -332,7 +340,7 @@ void EngineImpl::announce(Peer& peer) {
   kick(peer);
 }
 
-void EngineImpl::peer_lost(Peer& peer, Code code, const char* why) {
+void EngineImpl::peer_lost(Peer& peer, Code code, const char* why, bool goodbye) {
   if (peer.state == Peer::State::closing || peer.state == Peer::State::waiting) {
     if (peer.state == Peer::State::waiting && peer.leaving) {
       peer.state = Peer::State::closing;
@@ -340,19 +348,23 @@ void EngineImpl::peer_lost(Peer& peer, Code code, const char* why) {
     }
     return;
   }
-  if (peer.announced) {
-    count(peers_lost_, code);
-    log(LogLevel::info, "peer.down",
+  if (peer.announced && goodbye) {
+    peers_left_.add();
+    log(LogLevel::info, "peer.left", {{"peer", peer.address}});
+  } else if (peer.announced) {
+    peers_lost_.add({to_string(code)}, {peer.address});
+    log(LogLevel::warning, "peer.down",
         {{"peer", peer.address}, {"code", to_string(code)}, {"why", why}, {"hint", remedy(code)}});
   }
   peer.down_code = code;
+  peer.down_why = why;
   peer.state = Peer::State::closing;
   hang_up_.push_back(peer.conn);
   connections_.erase(peer.conn.value);
   peer.conn = {};
   for (Pair& pair : peer.pairs) {
     if (pair.state == Pair::State::opening || pair.state == Pair::State::up) {
-      close_pair(peer, pair, why);
+      close_pair(peer, pair, code, why);
     }
   }
   wake_control();
@@ -449,6 +461,15 @@ void EngineImpl::await_exit(Peer& peer, EngineEvent event) {
 void EngineImpl::say_unreachable(Peer& peer) {
   peer.notice_ns = INT64_MAX;
   const Code code = peer.down_code == Code::peer_lost ? Code::unavailable : peer.down_code;
+  peers_unreachable_.add({to_string(code)}, {peer.address});
+  // Secrets that differ have been told by control.refused, with the cause.
+  if (code != Code::permission) {
+    log(LogLevel::warning, "peer.unreachable",
+        {{"peer", peer.address},
+         {"code", to_string(code)},
+         {"why", peer.down_why},
+         {"hint", remedy(code)}});
+  }
   for (const std::uint64_t id : std::vector<std::uint64_t>(peer.transfers)) {
     if (TransferState* const transfer = transfers_.find(id)) end_transfer(*transfer, code, 0);
   }
@@ -520,6 +541,10 @@ void EngineImpl::peer_timers(std::int64_t now_ns) {
     Peer* const peer = peers_.find(id);
     if (peer == nullptr) continue;
     const bool silent = peer->state == Peer::State::up;
+    if (peer->state == Peer::State::connecting && !peer->dialer) {
+      refuse(*peer, Refusal::timed_out, "no hello in time");
+      continue;
+    }
     peer_lost(*peer, silent ? Code::peer_lost : Code::timed_out,
               silent ? "no heartbeat" : "not connected in time");
   }

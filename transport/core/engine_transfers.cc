@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kvl/failure.h"
 #include "kvl/log.h"
 #include "transport/core/engine_impl.h"
 
@@ -324,7 +325,7 @@ void EngineImpl::post_failed(std::size_t rail, const Post& post, Status status) 
   const bool again = status.code() == Code::exhausted || !up;
   if (!transfer->ending && again) transfer->again.push_back(post.piece);
   if (!transfer->ending && !again) {
-    rails_[rail].failures.add();
+    count(rails_[rail].failures, status.code());
     end_transfer(*transfer, status.code(), kTimeoutGraceNs);
   } else {
     check_finished(*transfer);
@@ -341,14 +342,20 @@ void EngineImpl::on_batch(std::size_t rail, const Event& event) {
   if (transfer == nullptr || number >= transfer->pieces.size() ||
       ticket_of(transfer->id, number) != event.ticket ||
       transfer->pieces[number].state != Piece::State::posted) {
-    log(LogLevel::error, "rail.unknown_batch", {{"ticket", event.ticket.value}});
+    log(LogLevel::error, "rail.unknown_batch",
+        {{"rail", rail},
+         {"transport", rail_names_[rail].transport},
+         {"ticket", event.ticket.value},
+         {"code", to_string(Code::internal)},
+         {"hint", remedy(Code::internal)}});
+    count(rails_[rail].failures, Code::internal);
     return;
   }
   if (event.code == Code::ok) {
     rails_[rail].pieces.add();
     rails_[rail].bytes.add(transfer->pieces[number].range.bytes);
   } else {
-    rails_[rail].failures.add();
+    count(rails_[rail].failures, event.code);
   }
   piece_ended(rail, *transfer, number, event.code, event.bytes_done);
 }
@@ -527,7 +534,7 @@ void EngineImpl::transfer_timers(std::int64_t now_ns) {
         if (piece.state != Piece::State::posted || piece.pair >= peer->pairs.size()) continue;
         Pair& pair = peer->pairs[piece.pair];
         if (pair.incarnation != piece.incarnation || pair.state != Pair::State::up) continue;
-        close_pair(*peer, pair, "a transfer did not end in time");
+        close_pair(*peer, pair, Code::timed_out, "a transfer did not end in time");
       }
     } else if (transfer->posted == 0) {
       transfer->proof_late = !transfer->quarantined;

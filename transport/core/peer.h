@@ -43,7 +43,8 @@ struct Pair {
   bool fenced = true;     // our Link has shut the peer out of the last incarnation
   std::int64_t retry_ns = 0;
   std::int64_t backoff_ns = 0;
-  std::string reason;  // why it is not up
+  Code code = Code::ok;  // why it is not up
+  std::string reason;
 };
 
 struct RemoteMemory {
@@ -104,6 +105,7 @@ struct Peer {
   State state = State::waiting;
   bool announced = false;  // the user has seen peer_up
   Code down_code = Code::peer_lost;
+  const char* down_why = "no answer yet";
   ConnId conn;
   control::Hello remote;
   std::optional<auth::SessionKeys> keys;  // of an authenticated connection

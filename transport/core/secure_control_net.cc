@@ -1,13 +1,12 @@
 // Authentication between the bytes of control connections and the engine.
 #include "transport/core/secure_control_net.h"
 
-#include "kvl/log.h"
+#include <utility>
 
 namespace kvl {
 namespace {
 
 constexpr std::int64_t kMs = 1'000'000;
-constexpr std::int64_t kLogEveryNs = 10'000 * kMs;  // one line for each cause
 
 const Status kNoSecretThere{Code::permission,
                             "the peer has no secret; set secret_file there as well as here"};
@@ -19,33 +18,6 @@ const Status kNotAuthenticated{Code::permission,
                                "the peer did not authenticate itself; has it the same secret?"};
 
 }  // namespace
-
-const char* SecureControlNet::name(Cause cause) {
-  constexpr std::array<const char*, kCauses> kNames{"wrong_secret", "secret_required", "no_secret",
-                                                    "malformed",    "timed_out",       "crowded",
-                                                    "tampered"};
-  return kNames[static_cast<std::size_t>(cause)];
-}
-
-const char* SecureControlNet::hint(Cause cause) {
-  switch (cause) {
-    case Cause::wrong_secret:
-      return "give both sides the same secret; see docs/security.md, rotation";
-    case Cause::secret_required:
-      return "the other side has no secret: set secret_file there";
-    case Cause::no_secret:
-      return "the other side has a secret: set secret_file here";
-    case Cause::malformed:
-      return "not kvlane, or another release";
-    case Cause::timed_out:
-      return "somebody connects and says nothing";
-    case Cause::crowded:
-      return "too many connections that do not authenticate; who floods this port?";
-    case Cause::tampered:
-      return "somebody between the hosts changes what they say";
-  }
-  return "";
-}
 
 SecureControlNet::SecureControlNet(std::unique_ptr<ControlNet> inner, Options options,
                                    const Clock& clock)
@@ -77,7 +49,6 @@ void SecureControlNet::limit(ConnId conn, std::size_t message_bytes_max) {
 void SecureControlNet::close(ConnId conn) {
   const auto found = connections_.find(conn.value);
   if (found == connections_.end()) return;
-  if (found->second.accepted && !found->second.open) --strangers_alive_;
   connections_.erase(found);
   inner_->close(conn);
 }
@@ -92,7 +63,7 @@ void SecureControlNet::poll(std::vector<ControlEvent>& events) {
   inner_events_.clear();
   inner_->poll(inner_events_);
   for (ControlEvent& event : inner_events_) on_event(event, events);
-  if (!strangers_.empty()) drop_strangers(events);
+  if (!strangers_.empty()) drop_late(events);
 }
 
 void SecureControlNet::on_event(ControlEvent& event, std::vector<ControlEvent>& events) {
@@ -105,7 +76,6 @@ void SecureControlNet::on_event(ControlEvent& event, std::vector<ControlEvent>& 
     if (!secured()) return open(c, event.conn, events);
     begin_handshake(c, event.conn);
     strangers_.push_back({event.conn, clock_.now_ns() + options_.handshake_ms * kMs});
-    ++strangers_alive_;
     return;
   }
   const auto found = connections_.find(event.conn.value);
@@ -122,11 +92,7 @@ void SecureControlNet::on_event(ControlEvent& event, std::vector<ControlEvent>& 
     case Kind::message:
       return on_message(c, event, events);
     case Kind::closed:
-      if (c.accepted && !c.open) {
-        --strangers_alive_;
-      } else {
-        events.push_back(std::move(event));
-      }
+      if (!c.accepted || c.open) events.push_back(std::move(event));
       connections_.erase(found);
       return;
     case Kind::accepted:
@@ -148,7 +114,7 @@ void SecureControlNet::on_message(Connection& c, ControlEvent& event,
   if (c.handshake != nullptr) return on_handshake(c, event, events);
   if (c.channel != nullptr) {
     auto opened = c.channel->open(event.bytes);
-    if (!opened) return refuse(event.conn, Cause::tampered, opened.status(), events);
+    if (!opened) return refuse(event.conn, Refusal::tampered, opened.status(), events);
     event.bytes = std::move(*opened);
   } else if (first && auth::is_auth(event.bytes)) {
     // We have no secret and the other side has, or we dialed one that has.
@@ -157,7 +123,7 @@ void SecureControlNet::on_message(Connection& c, ControlEvent& event,
       [[maybe_unused]] const Status told =
           inner_->send(event.conn, auth::encode(auth::Reason::no_secret));
     }
-    return refuse(event.conn, Cause::no_secret, kNoSecretHere, events);
+    return refuse(event.conn, Refusal::no_secret, kNoSecretHere, events);
   }
   events.push_back(std::move(event));
 }
@@ -170,18 +136,18 @@ void SecureControlNet::on_handshake(Connection& c, ControlEvent& event,
   };
   if (!auth::is_auth(event.bytes)) {
     tell(auth::encode(auth::Reason::secret_required));
-    return refuse(event.conn, Cause::secret_required, kNoSecretThere, events);
+    return refuse(event.conn, Refusal::secret_required, kNoSecretThere, events);
   }
   if (!c.accepted) {
     if (const auto refused = auth::decode_refused(event.bytes); refused.ok()) {
       switch (*refused) {
         case auth::Reason::wrong_secret:
-          return refuse(event.conn, Cause::wrong_secret, auth::kWrongSecret, events);
+          return refuse(event.conn, Refusal::wrong_secret, auth::kWrongSecret, events);
         case auth::Reason::no_secret:
         case auth::Reason::secret_required:
-          return refuse(event.conn, Cause::secret_required, kNoSecretThere, events);
+          return refuse(event.conn, Refusal::secret_required, kNoSecretThere, events);
         case auth::Reason::malformed:
-          return refuse(event.conn, Cause::malformed, kOtherProtocol, events);
+          return refuse(event.conn, Refusal::malformed, kOtherProtocol, events);
       }
     }
   }
@@ -192,14 +158,13 @@ void SecureControlNet::on_handshake(Connection& c, ControlEvent& event,
   tell(reply);
   if (!status.ok()) {
     const bool secret = status.code() == Code::permission;
-    return refuse(event.conn, secret ? Cause::wrong_secret : Cause::malformed, status, events);
+    return refuse(event.conn, secret ? Refusal::wrong_secret : Refusal::malformed, status, events);
   }
   if (!c.handshake->done()) return;
   c.keys = c.handshake->keys();
   c.channel = std::make_unique<auth::Channel>(side_of(c), c.keys);
   c.handshake.reset();
   authenticated_.add();
-  if (c.accepted) --strangers_alive_;
   limit(event.conn, kStrangerBytesMax);
   open(c, event.conn, events);
 }
@@ -210,29 +175,18 @@ void SecureControlNet::open(Connection& c, ConnId conn, std::vector<ControlEvent
   events.push_back({c.accepted ? Kind::accepted : Kind::connected, conn, {}, {}, c.remote});
 }
 
-void SecureControlNet::refuse(ConnId conn, Cause cause, Status status,
+void SecureControlNet::refuse(ConnId conn, Refusal cause, Status status,
                               std::vector<ControlEvent>& events) {
   const auto found = connections_.find(conn.value);
   if (found == connections_.end()) return;
-  Refusals& refusals = refused_[static_cast<std::size_t>(cause)];
-  refusals.count.add();
-  ++refusals.unlogged;
-  if (const std::int64_t now_ns = clock_.now_ns(); now_ns >= refusals.log_again_ns) {
-    log(LogLevel::warning, "control.not_authenticated",
-        {{"peer", found->second.remote},
-         {"cause", name(cause)},
-         {"times", refusals.unlogged},
-         {"hint", hint(cause)}});
-    refusals.log_again_ns = now_ns + kLogEveryNs;
-    refusals.unlogged = 0;
-  }
+  refusals_.add(cause, found->second.remote, status.context());
   if (found->second.open || !found->second.accepted) {
     events.push_back({ControlEvent::Kind::closed, conn, status, {}, {}});
   }
   close(conn);
 }
 
-void SecureControlNet::drop_strangers(std::vector<ControlEvent>& events) {
+void SecureControlNet::drop_late(std::vector<ControlEvent>& events) {
   const auto stranger = [this](ConnId conn) {
     const auto found = connections_.find(conn.value);
     return found != connections_.end() && found->second.accepted && !found->second.open;
@@ -241,12 +195,16 @@ void SecureControlNet::drop_strangers(std::vector<ControlEvent>& events) {
   while (!strangers_.empty()) {
     const Stranger oldest = strangers_.front();
     if (stranger(oldest.conn)) {
-      const bool late = now_ns >= oldest.deadline_ns;
-      if (!late && strangers_alive_ <= options_.strangers_max) return;
-      refuse(oldest.conn, late ? Cause::timed_out : Cause::crowded, kNotAuthenticated, events);
+      if (now_ns < oldest.deadline_ns) return;
+      refuse(oldest.conn, Refusal::timed_out, kNotAuthenticated, events);
     }
     strangers_.pop_front();
   }
+}
+
+void SecureControlNet::count_refusals(Refusals::Counts& counts) const {
+  refusals_.add_to(counts);
+  inner_->count_refusals(counts);
 }
 
 void SecureControlNet::visit_metrics(MetricVisitor& visitor) const {
@@ -255,12 +213,6 @@ void SecureControlNet::visit_metrics(MetricVisitor& visitor) const {
   visitor.counter("kvlane_control_handshake_seconds_total",
                   "Time of the control thread that authentication has taken.", {},
                   static_cast<double>(handshake_ns_.value()) / 1e9);
-  for (std::size_t i = 0; i < kCauses; ++i) {
-    visitor.counter("kvlane_control_not_authenticated_total",
-                    "Control connections refused before or because of authentication.",
-                    {{"cause", name(static_cast<Cause>(i))}},
-                    static_cast<double>(refused_[i].count.value()));
-  }
   inner_->visit_metrics(visitor);
 }
 

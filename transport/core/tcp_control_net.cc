@@ -147,13 +147,18 @@ void TcpControlNet::limit(ConnId conn, std::size_t message_bytes_max) {
 void TcpControlNet::close(ConnId conn) {
   Connection* const c = connections_.find(conn.value);
   if (c == nullptr) return;
-  greeted(*c);
+  forget_stranger(*c);
   *c = Connection{};
   connections_.erase(conn.value);
 }
 
-// No stranger any more: it has said something whole, or it is closed.
-void TcpControlNet::greeted(Connection& c) {
+void TcpControlNet::know(ConnId conn) {
+  Connection* const c = connections_.find(conn.value);
+  if (c != nullptr) forget_stranger(*c);
+}
+
+// It is known, or closed.
+void TcpControlNet::forget_stranger(Connection& c) {
   if (!c.stranger) return;
   c.stranger = false;
   strangers_.erase(c.place);
@@ -167,16 +172,17 @@ void TcpControlNet::lose(std::uint64_t id, Status why, std::vector<ControlEvent>
 }
 
 // Room for one more stranger. A flood from one address harms that address; a flood from many makes
-// the oldest go, so that who says hello at once still gets in.
+// the one go that has been silent longest, so that who says at once who it is still gets in.
 bool TcpControlNet::admit(const std::string& host, std::vector<ControlEvent>& events) {
   const auto of = strangers_of_.find(host);
   if (of != strangers_of_.end() && of->second >= limits_.per_address_max) {
-    refused_.add();
+    refusals_.add(Refusal::address, host);
     return false;
   }
   if (strangers_.size() >= limits_.max) {
-    refused_.add();
-    lose(strangers_.front(), {Code::exhausted, "too many connections without a hello"}, events);
+    const std::uint64_t silent = strangers_.front();
+    refusals_.add(Refusal::strangers, connections_.find(silent)->remote);
+    lose(silent, {Code::exhausted, "too many connections without a hello"}, events);
   }
   return true;
 }
@@ -194,6 +200,7 @@ void TcpControlNet::accept_all(std::vector<ControlEvent>& events) {
     if (!fd) {
       if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
         // The listener would stay readable and poll() would never rest: look away for a while.
+        refusals_.add(Refusal::descriptors, "", std::strerror(errno));
         listen_again(false);
         accept_at_ns_ = clock_.now_ns() + kAcceptPauseNs;
       }
@@ -202,7 +209,7 @@ void TcpControlNet::accept_all(std::vector<ControlEvent>& events) {
     const std::string remote = from.text();
     std::string host = remote.substr(0, remote.rfind(':'));
     if (connections_.size() >= kConnectionsMax) {  // closed at once
-      refused_.add();
+      refusals_.add(Refusal::connections, remote);
       continue;
     }
     if (!admit(host, events)) continue;
@@ -239,11 +246,15 @@ Status TcpControlNet::read_some(std::uint64_t id, Connection& c,
       std::uint32_t bytes = 0;
       std::memcpy(&bytes, c.in.data() + at, sizeof(bytes));
       if (bytes > c.message_bytes_max) {
-        if (c.stranger) refused_.add();  // later ones show as a peer that was lost
+        // Later ones show as a peer that was lost.
+        if (c.stranger) refusals_.add(Refusal::too_long, c.remote);
         return {Code::invalid_argument, "control message too long"};
       }
       if (c.in.size() - at - sizeof(bytes) < bytes) break;
-      greeted(c);
+      if (c.stranger) {
+        strangers_.splice(strangers_.end(), strangers_, c.place);
+        stranger_spoke_ = true;
+      }
       const std::byte* const begin = c.in.data() + at + sizeof(bytes);
       events.push_back({ControlEvent::Kind::message, {id}, {}, {begin, begin + bytes}, {}});
       at += sizeof(bytes) + bytes;
@@ -287,8 +298,8 @@ void TcpControlNet::poll(std::vector<ControlEvent>& events) {
   }
   epoll_event ready[64];
   const int count = ::epoll_wait(epoll_.get(), ready, 64, 0);
-  // Who is there already comes first: its hello makes room for a stranger.
   bool waiting = false;
+  stranger_spoke_ = false;
   for (int i = 0; i < count; ++i) {
     if (ready[i].data.u64 == kListenerKey) {
       waiting = true;
@@ -296,7 +307,8 @@ void TcpControlNet::poll(std::vector<ControlEvent>& events) {
       on_ready(ready[i].data.u64, ready[i].events, events);
     }
   }
-  if (waiting) accept_all(events);
+  // Who has just said its hello is known before the next call, and makes room for a stranger.
+  if (waiting && !stranger_spoke_) accept_all(events);
 }
 
 }  // namespace kvl

@@ -13,8 +13,8 @@
 
 namespace kvl {
 
-// Of connections that came in and have not said anything whole yet. The engine ends them by
-// deadline.
+// Of connections that came in and have not said who they are: the only bound of theirs, with a
+// secret or without. Deadlines are the layers' above.
 struct StrangerLimits {
   std::size_t max = 256;              // beyond: the oldest is closed
   std::size_t per_address_max = 128;  // beyond: the new one is closed
@@ -34,7 +34,8 @@ class TcpControlNet final : public ControlNet {
   void close(ConnId) override;
   void poll(std::vector<ControlEvent>& events) override;
   int wait_fd() const override { return epoll_.get(); }
-  std::uint64_t refused() const override { return refused_.value(); }
+  void know(ConnId) override;
+  void count_refusals(Refusals::Counts& counts) const override { refusals_.add_to(counts); }
 
  private:
   // A peer that does not read may hold this much of ours; then it is closed.
@@ -45,7 +46,7 @@ class TcpControlNet final : public ControlNet {
   struct Connection {
     UniqueFd fd;
     bool connecting = false;
-    bool stranger = false;  // accepted, and no message has come
+    bool stranger = false;  // accepted, and know() has not come
     std::string remote;
     std::string host;  // stranger: without the port
     std::list<std::uint64_t>::iterator place;
@@ -57,7 +58,7 @@ class TcpControlNet final : public ControlNet {
 
   void accept_all(std::vector<ControlEvent>& events);
   bool admit(const std::string& host, std::vector<ControlEvent>& events);
-  void greeted(Connection& c);
+  void forget_stranger(Connection& c);
   void lose(std::uint64_t id, Status why, std::vector<ControlEvent>& events);
   void listen_again(bool on);
   void on_ready(std::uint64_t id, std::uint32_t ready, std::vector<ControlEvent>& events);
@@ -69,10 +70,11 @@ class TcpControlNet final : public ControlNet {
   std::string address_;
   SlotMap<Connection> connections_;
   StrangerLimits limits_;
-  std::list<std::uint64_t> strangers_;  // oldest first
+  std::list<std::uint64_t> strangers_;  // whose last word is the longest ago comes first
   std::unordered_map<std::string, std::size_t> strangers_of_;
-  Counter refused_;
+  Refusals refusals_;
   SteadyClock clock_;
+  bool stranger_spoke_ = false;    // in this poll()
   std::int64_t accept_at_ns_ = 0;  // out of descriptors until then; 0: accepting
 };
 

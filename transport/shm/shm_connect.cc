@@ -162,8 +162,11 @@ void ShmLink::take_strangers() {
     UniqueFd socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (!socket) return;
     const Result<PeerProcess> process = peer_process(socket.get());
-    if (!process.ok() || process->uid != host_.uid || strangers_.size() >= kStrangersMax) {
-      refused_connections_.add();
+    const bool crowded = strangers_.size() >= kStrangersMax;
+    if (!process.ok() || process->uid != host_.uid || crowded) {
+      const bool ours = process.ok() && process->uid == host_.uid;
+      refusals_.add(ours ? Refusal::crowded : Refusal::other_user, process.ok() ? process->pid : 0,
+                    process.ok() ? process->uid : 0);
       continue;
     }
     Stranger& stranger = strangers_.emplace_back();
@@ -172,6 +175,11 @@ void ShmLink::take_strangers() {
     watch(stranger.socket.get(), stranger.source);
     hear_stranger(stranger);
   }
+}
+
+void ShmLink::refuse(const Stranger& stranger, Refusal refusal) {
+  const Result<PeerProcess> process = peer_process(stranger.socket.get());
+  refusals_.add(refusal, process.ok() ? process->pid : 0, process.ok() ? process->uid : 0);
 }
 
 void ShmLink::forget_stranger(Stranger& stranger) {
@@ -192,7 +200,7 @@ void ShmLink::hear_stranger(Stranger& stranger) {
     if (hello && waits && same_token(peer->token, received.message.to)) wanted = peer;
   }
   if (wanted == nullptr) {
-    refused_connections_.add();
+    refuse(stranger, hello ? Refusal::unknown_token : Refusal::malformed);
     return forget_stranger(stranger);
   }
   stranger.said_hello = true;
@@ -206,7 +214,7 @@ void ShmLink::hear_stranger(Stranger& stranger) {
 // Passive side: the stranger has named our token; it must also be whom the offer announced.
 bool ShmLink::adopt(Stranger& stranger, Peer& peer) {
   if (!same_token(stranger.hello.from, peer.offer.token)) {
-    refused_connections_.add();
+    refuse(stranger, Refusal::unknown_token);
     return false;
   }
   unwatch(stranger.socket.get());
@@ -322,7 +330,7 @@ void ShmLink::run_timers() {
   for (auto stranger = strangers_.begin(); stranger != strangers_.end();) {
     Stranger& s = *stranger++;
     if (now < s.deadline_ns) continue;
-    refused_connections_.add();
+    refuse(s, Refusal::timed_out);
     forget_stranger(s);
   }
   for (Peer* peer : order_) {

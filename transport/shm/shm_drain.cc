@@ -21,7 +21,10 @@ void ShmLink::drain(Peer& peer, Code code) {
   if (code == Code::corrupt) {
     peer.notes_open = false;
     log(LogLevel::warning, "shm.peer_corrupt",
-        {{"pid", peer.pid}, {"meaning", "the peer broke the protocol and was closed"}});
+        {{"pid", peer.pid},
+         {"code", to_string(code)},
+         {"why", "the peer broke the protocol and was closed"},
+         {"hint", "run one release in both processes; see the peer's log"}});
   }
   peer.down_code = code;
   peer.deadline_ns = context_.clock.now_ns() + config_.close_timeout_ms * 1'000'000;
@@ -47,7 +50,10 @@ void ShmLink::step_draining(Peer& peer, Sink& sink) {
     if (!peer.drained && context_.clock.now_ns() >= peer.deadline_ns) {
       log(LogLevel::warning, "shm.peer_not_fenced",
           {{"pid", peer.pid},
-           {"meaning", "it may still write here until its process exits; reuse no memory it had"}});
+           {"code", to_string(Code::timed_out)},
+           {"why", "it may still write here until its process exits; no memory it had is reused"},
+           {"hint", "see why that process stands still, and end it"}});
+      count(peers_unfenced_, Code::timed_out);
       peer.down_code = Code::timed_out;
       const std::lock_guard<std::mutex> lock(mutex_);
       unwatch(peer.pidfd.get());
@@ -105,7 +111,9 @@ ShmLink::~ShmLink() {
   while (touched()) {
     if (clock.now_ns() > deadline) {
       log(LogLevel::warning, "shm.not_quiescent",
-          {{"meaning", "a peer still copies while its target link is destroyed"}});
+          {{"code", to_string(Code::timed_out)},
+           {"why", "a peer still copies while its target link is destroyed"},
+           {"hint", "see why the other process stands still, and end it before memory is reused"}});
       break;
     }
     ::sched_yield();

@@ -190,7 +190,11 @@ void ShmLink::map_announced(RemoteMemory& memory, int fd) {
     memory.mapping = std::move(mapping).value();
   } else {
     memory.refused = mapping.status();
-    denied_memory_.add();
+    count(denied_memory_, mapping.code());
+    log(LogLevel::info, "shm.memory_refused",
+        {{"code", to_string(mapping.code())},
+         {"why", mapping.status().to_string()},
+         {"hint", "this memory goes by another transport; see the limits of mapped memory"}});
   }
 }
 
@@ -243,13 +247,14 @@ Status ShmLink::try_cross_memory(Peer& peer) {
   peer.cross_memory = CrossMemory::denied;
   peer.cross_memory_status =
       Status{Code::unsupported, "cross-memory attach to the shm peer is not possible", error};
-  denied_memory_.add();
+  count(denied_memory_, Code::unsupported);
   log(LogLevel::warning, "shm.cross_memory_denied",
       {{"pid", peer.pid},
-       {"reason", reason},
+       {"code", to_string(Code::unsupported)},
+       {"why", reason},
        {"error", error == 0 ? "" : std::strerror(error)},
        {"effect", "memory that was not allocated as a SharedBuffer goes by another transport"},
-       {"remedy",
+       {"hint",
         "allocate KV pages from SharedBuffer; or set shm.allow_ptrace at the peer, or "
         "kernel.yama.ptrace_scope=0, or run both in one PID namespace with CAP_SYS_PTRACE"}});
   return peer.cross_memory_status;

@@ -12,6 +12,7 @@
 
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -26,6 +27,7 @@
 #include "transport/shm/shm_batch.h"
 #include "transport/shm/shm_memory.h"
 #include "transport/shm/shm_peer.h"
+#include "transport/shm/shm_refusals.h"
 #include "transport/shm/shm_socket.h"
 
 namespace kvl::shm {
@@ -126,6 +128,7 @@ class ShmLink final : public Link {
   void take_strangers();
   void hear_stranger(Stranger& stranger);
   void forget_stranger(Stranger& stranger);
+  void refuse(const Stranger& stranger, Refusal refusal);
   bool adopt(Stranger& stranger, Peer& peer);
   void dial(Peer& peer);
   void hear_peer(Peer& peer);
@@ -204,8 +207,14 @@ class ShmLink final : public Link {
   std::size_t bounce_count_ = 0;
   bool bounce_used_ = false;
 
-  Counter bytes_written_, bytes_read_, batches_ok_, batches_failed_, notes_sent_, notes_received_,
-      doorbells_, refused_connections_, denied_memory_;
+  static constexpr std::size_t kCodes = static_cast<std::size_t>(Code::internal) + 1;
+  using CountByCode = std::array<Counter, kCodes>;
+  static void count(CountByCode& counters, Code code) {
+    counters[std::min(static_cast<std::size_t>(code), kCodes - 1)].add();
+  }
+  Counter bytes_written_, bytes_read_, batches_ok_, notes_sent_, notes_received_, doorbells_;
+  CountByCode batches_failed_, denied_memory_, peers_unfenced_;
+  Refusals refusals_;
 };
 
 }  // namespace kvl::shm

@@ -47,7 +47,11 @@ void LinkCore::finish(OutBatch& b, Code code) {
   event.ticket = b.batch.ticket;
   event.bytes_done = code == Code::ok ? b.total_bytes : b.bytes_done;
   push_event(event);
-  (code == Code::ok ? counters.batches_ok : counters.batches_failed).add();
+  if (code == Code::ok) {
+    counters.batches_ok.add();
+  } else {
+    Counters::count(counters.batches_failed, code);
+  }
   batches.erase(b.id);
 }
 

@@ -3,6 +3,7 @@
 
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +16,7 @@
 #include "transport/tcp/ring.h"
 #include "transport/tcp/run_list.h"
 #include "transport/tcp/tcp_config.h"
+#include "transport/tcp/tcp_faults.h"
 #include "transport/tcp/tcp_memory.h"
 #include "transport/tcp/tcp_seal.h"
 #include "transport/tcp/tcp_wire.h"
@@ -101,8 +103,16 @@ class Pool {
 
 struct Counters {
   Counter bytes_sent, bytes_received, send_calls, receive_calls, frames_sent, frames_received;
-  Counter batches_ok, batches_failed, runs_refused, frames_malformed, greetings_refused, lanes_lost,
-      lanes_opened, copies, zerocopy_notices, records_refused;
+  Counter batches_ok, runs_refused, frames_malformed, lanes_opened, copies, zerocopy_notices,
+      records_refused;
+  CountByFault greetings_refused, dials_failed;
+  static constexpr std::size_t kCodes = static_cast<std::size_t>(Code::internal) + 1;
+  using CountByCode = std::array<Counter, kCodes>;
+  CountByCode batches_failed, lanes_lost;
+
+  static void count(CountByCode& counters, Code code) {
+    counters[std::min(static_cast<std::size_t>(code), kCodes - 1)].add();
+  }
 };
 
 // A frame's worth of runs cut from a batch.

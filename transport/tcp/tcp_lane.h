@@ -86,6 +86,7 @@ class Lane {
   bool dialed = false;
   bool fence_answer_due = false;  // the peer waits for `fenced` until we have settled
   bool listed = false;            // in the Link's list of lanes to serve
+  bool refusal_told = false;      // that runs of its peer were refused
   std::uint64_t peer = 0;         // 0: not known yet
   std::uint32_t index = 0, incarnation = 0;
   std::uint32_t peer_inflight_max = kBatchesInflightMax;

@@ -106,7 +106,10 @@ class TcpLink final : public Link {
 
   // tcp_link_loss.cc
   void drop_lane(Lane& lane);
-  void fail_greeting(Lane& lane, bool refused);
+  // `error`: of the socket, where there is one.
+  void fail_greeting(Lane& lane, LaneFault fault, int error = 0);
+  void tell_dial_failed(const SocketAddress& to, LaneFault fault, int error);
+  void tell_refused_run(Lane& lane);
   void lane_lost(Lane& lane, const Status& why, bool tell);
   void settle_lanes();
   void lane_settled(Lane& lane);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "kvl/log.h"
 #include "transport/tcp/tcp_greeting.h"
@@ -109,13 +110,17 @@ void TcpLink::dial_lane(Peer& peer, std::uint32_t index) {
   const SocketAddress& to = peer.addresses[slot.candidate % peer.addresses.size()];
   auto fd = dial(to, config_);
   if (!fd) {
-    dial_failed(peer, index, fd.status().os_error() == ECONNREFUSED);
+    const bool refused = fd.status().os_error() == ECONNREFUSED;
+    tell_dial_failed(to, refused ? LaneFault::refused : LaneFault::unreachable,
+                     fd.status().os_error());
+    dial_failed(peer, index, refused);
     return;
   }
   const auto tries = static_cast<std::int64_t>(std::min<std::size_t>(peer.addresses.size(), 4));
   const std::int64_t patience = std::max(config_.connect_timeout_ms * kMs / tries, kAttemptMinNs);
   Lane* const lane = new_lane(std::move(*fd), Lane::Phase::dialing, now() + patience);
   if (lane == nullptr) {
+    tell_dial_failed(to, LaneFault::unreachable, errno);
     dial_failed(peer, index, false);
     return;
   }
@@ -152,6 +157,10 @@ void TcpLink::accept_lanes() {
     if (!fd) {
       if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
         // The listener would stay readable: look away for a while.
+        log(LogLevel::warning, "tcp.accept_paused",
+            {{"code", to_string(Code::exhausted)},
+             {"why", std::strerror(errno)},
+             {"hint", "raise the limit of open files (ulimit -n, LimitNOFILE=)"}});
         pause_accepting(true);
         accept_again_ns_ = now() + kAcceptPauseNs;
         set_timer(accept_again_ns_);
@@ -159,7 +168,13 @@ void TcpLink::accept_lanes() {
       return;
     }
     if (strangers_ >= kStrangersMax) {
-      core_.counters.greetings_refused.add();
+      const LaneFaultInfo& info = about(LaneFault::crowded);
+      core_.counters.greetings_refused[static_cast<std::size_t>(LaneFault::crowded)].add();
+      log(LogLevel::warning, "tcp.greeting_refused",
+          {{"from", remote_text(fd.get())},
+           {"code", to_string(info.code)},
+           {"cause", info.cause},
+           {"hint", info.hint}});
       continue;
     }
     if (Lane* const lane = new_lane(std::move(fd), Lane::Phase::greeting,
@@ -189,7 +204,11 @@ void TcpLink::on_greeting_ready(Lane& lane) {
     }
     Peer& peer = *peers_.find(lane.peer);
     if (error != 0 || !send_greeting(lane, GreetingKind::hello, peer.remote_token)) {
-      fail_greeting(lane, error == ECONNREFUSED);
+      fail_greeting(lane,
+                    error == ECONNREFUSED ? LaneFault::refused
+                    : error != 0          ? LaneFault::unreachable
+                                          : LaneFault::closed,
+                    error);
       return;
     }
     lane.phase = Lane::Phase::greeting;
@@ -199,14 +218,16 @@ void TcpLink::on_greeting_ready(Lane& lane) {
   if (lane.phase == Lane::Phase::parked) {
     std::byte one{};
     const ssize_t n = ::recv(lane.fd(), &one, 1, MSG_PEEK | MSG_DONTWAIT);
-    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) fail_greeting(lane, false);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
+      fail_greeting(lane, LaneFault::closed);
+    }
     return;  // what it says next is read when it is open
   }
   const std::size_t wanted = lane.greeting.size() - lane.greeting_bytes;
   const ssize_t n =
       ::recv(lane.fd(), lane.greeting.data() + lane.greeting_bytes, wanted, MSG_DONTWAIT);
   if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
-    fail_greeting(lane, false);
+    fail_greeting(lane, LaneFault::closed);
     return;
   }
   if (n > 0) lane.greeting_bytes += static_cast<std::size_t>(n);
@@ -216,7 +237,7 @@ void TcpLink::on_greeting_ready(Lane& lane) {
   if (greeting.magic != kGreetingMagic || greeting.version != kWireVersion ||
       greeting.kind != wanted_kind || greeting.batches_inflight_max == 0 ||
       greeting.batches_inflight_max > kBatchesInflightMax) {
-    fail_greeting(lane, false);
+    fail_greeting(lane, LaneFault::malformed);
     return;
   }
   lane.peer_inflight_max = greeting.batches_inflight_max;
@@ -261,10 +282,9 @@ void TcpLink::on_hello(Lane& lane, const Greeting& hello) {
       found = &peer;
     }
   });
-  if (found == nullptr || hello.lane >= kLanesMax || !proven(*found, lane, hello)) {
-    fail_greeting(lane, false);
-    return;
-  }
+  if (found == nullptr) return fail_greeting(lane, LaneFault::unknown_token);
+  if (hello.lane >= kLanesMax) return fail_greeting(lane, LaneFault::malformed);
+  if (!proven(*found, lane, hello)) return fail_greeting(lane, LaneFault::wrong_proof);
   lane.peer = found->id;
   lane.index = hello.lane;
   lane.incarnation = hello.incarnation;
@@ -278,7 +298,7 @@ void TcpLink::on_hello(Lane& lane, const Greeting& hello) {
 void TcpLink::welcome_lane(Peer& peer, Lane& lane) {
   if (lane.index >= peer.lanes.size() || lane.incarnation <= peer.lanes[lane.index].incarnation ||
       lane.incarnation <= peer.lanes[lane.index].fenced) {
-    fail_greeting(lane, false);
+    fail_greeting(lane, LaneFault::stale);
     return;
   }
   LaneSlot& slot = peer.lanes[lane.index];
@@ -286,7 +306,7 @@ void TcpLink::welcome_lane(Peer& peer, Lane& lane) {
     lane_lost(*slot.lane, {Code::peer_lost, "the peer has dialed this lane again"}, true);
   }
   if (!send_greeting(lane, GreetingKind::welcome, peer.remote_token)) {
-    fail_greeting(lane, false);
+    fail_greeting(lane, LaneFault::closed);
     return;
   }
   --strangers_;
@@ -297,16 +317,20 @@ void TcpLink::welcome_lane(Peer& peer, Lane& lane) {
 void TcpLink::on_welcome(Lane& lane, const Greeting& welcome) {
   Peer& peer = *peers_.find(lane.peer);
   if (!same_token(welcome.token, peer.token) || welcome.lane != lane.index ||
-      welcome.incarnation != lane.incarnation || !proven(peer, lane, welcome)) {
-    fail_greeting(lane, false);
-    return;
+      welcome.incarnation != lane.incarnation) {
+    return fail_greeting(lane, LaneFault::malformed);
   }
+  if (!proven(peer, lane, welcome)) return fail_greeting(lane, LaneFault::wrong_proof);
   open_lane(peer, lane);
 }
 
 void TcpLink::open_lane(Peer& peer, Lane& lane) {
   if (const Status status = tune_lane(lane.fd(), config_, peer.same_host); !status.ok()) {
-    log(LogLevel::warning, "tcp.lane_options", {{"why", status.to_string()}});
+    log(LogLevel::warning, "tcp.lane_options",
+        {{"peer", remote_text(lane.fd())},
+         {"code", to_string(status.code())},
+         {"why", status.to_string()},
+         {"hint", "the lane works without; kvlane doctor shows what the kernel offers"}});
   }
   if (peer.security && peer.security->encrypt) {
     const Nonce theirs = read_wire<Greeting>(lane.greeting.data()).nonce;

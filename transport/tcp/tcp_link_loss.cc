@@ -1,8 +1,12 @@
 // How lanes and peers end, and the proof that nothing of them can land any more.
 #include <algorithm>
+#include <cstring>
+#include <utility>
 
+#include "kvl/failure.h"
 #include "kvl/log.h"
 #include "transport/tcp/tcp_link.h"
+#include "transport/tcp/tcp_socket.h"
 
 namespace kvl::tcp {
 namespace {
@@ -42,17 +46,50 @@ void TcpLink::drop_lane(Lane& lane) {
 }
 
 // A lane that is not open yet, and will not be.
-void TcpLink::fail_greeting(Lane& lane, bool refused) {
+void TcpLink::fail_greeting(Lane& lane, LaneFault fault, int error) {
   const bool dialed = lane.dialed;
   const std::uint32_t index = lane.index;
   Peer* const peer = peers_.find(lane.peer);
-  drop_lane(lane);
   if (!dialed) {
+    const LaneFaultInfo& info = about(fault);
+    core_.counters.greetings_refused[static_cast<std::size_t>(fault)].add();
+    log(info.hostile ? LogLevel::warning : LogLevel::info, "tcp.greeting_refused",
+        {{"from", remote_text(lane.fd())},
+         {"code", to_string(info.code)},
+         {"cause", info.cause},
+         {"hint", info.hint}});
+    drop_lane(lane);
     --strangers_;
-    core_.counters.greetings_refused.add();
     return;
   }
-  if (peer != nullptr && !peer->closing) dial_failed(*peer, index, refused);
+  drop_lane(lane);
+  if (peer == nullptr || peer->closing) return;
+  tell_dial_failed(peer->addresses[peer->lanes[index].candidate % peer->addresses.size()], fault,
+                   error);
+  dial_failed(*peer, index, fault == LaneFault::refused);
+}
+
+// Not a warning: it is tried again, elsewhere too, and who gives up says so.
+void TcpLink::tell_dial_failed(const SocketAddress& to, LaneFault fault, int error) {
+  const LaneFaultInfo& info = about(fault);
+  core_.counters.dials_failed[static_cast<std::size_t>(fault)].add();
+  log(LogLevel::info, "tcp.dial_failed",
+      {{"to", to.text()},
+       {"code", to_string(info.code)},
+       {"cause", info.cause},
+       {"why", error == 0 ? "" : std::strerror(error)},
+       {"hint", info.hint}});
+}
+
+// Once for each lane: the counter says how many there are.
+void TcpLink::tell_refused_run(Lane& lane) {
+  if (std::exchange(lane.refusal_told, true)) return;
+  log(LogLevel::warning, "tcp.run_refused",
+      {{"from", remote_text(lane.fd())},
+       {"code", to_string(Code::permission)},
+       {"hint",
+        "a peer names memory that it may not touch: it was deregistered while a transfer used it, "
+        "or the peer is not what it says; see the peer's log"}});
 }
 
 // An open lane is dead. `tell`: the peer may not know, and its end must close before our writes on
@@ -60,10 +97,20 @@ void TcpLink::fail_greeting(Lane& lane, bool refused) {
 void TcpLink::lane_lost(Lane& lane, const Status& why, bool tell) {
   Peer& peer = *peers_.find(lane.peer);
   LaneSlot& slot = peer.lanes[lane.index];
-  core_.counters.lanes_lost.add();
-  if (why.code() == Code::corrupt) core_.counters.frames_malformed.add();
-  log(LogLevel::info, "tcp.lane_lost",
-      {{"lane", lane.index}, {"incarnation", lane.incarnation}, {"why", why.to_string()}});
+  Counters::count(core_.counters.lanes_lost, why.code());
+  const bool corrupt = why.code() == Code::corrupt;
+  if (corrupt) core_.counters.frames_malformed.add();
+  // A lane that only broke is dialed again, and a peer without any is told of by the engine.
+  log(corrupt ? LogLevel::warning : LogLevel::info, "tcp.lane_lost",
+      {{"peer", remote_text(lane.fd())},
+       {"lane", lane.index},
+       {"incarnation", lane.incarnation},
+       {"code", to_string(why.code())},
+       {"why", why.to_string()},
+       {"hint", corrupt
+                    ? "the peer, or somebody between, sends what no peer sends: run one release "
+                      "on both sides; see docs/security.md"
+                    : remedy(why.code())}});
   lane.close();
   slot.lane = nullptr;
   --peer.open_lanes;
@@ -157,7 +204,7 @@ void TcpLink::on_control(PeerId id, std::span<const std::byte> bytes) {
     if (slot.lane->phase == Lane::Phase::open) {
       lane_lost(*slot.lane, {Code::peer_lost, "the peer has closed this lane"}, false);
     } else {
-      fail_greeting(*slot.lane, false);
+      fail_greeting(*slot.lane, LaneFault::closed);
     }
   }
   // The peer closed its end before it wrote to us.
@@ -236,7 +283,7 @@ void TcpLink::run_timers() {
         lane->phase == Lane::Phase::closed) {
       return;
     }
-    fail_greeting(*lane, false);
+    fail_greeting(*lane, LaneFault::timed_out);
   });
   peers_.for_each([&](std::uint64_t, Peer& peer) {
     if (peer.closing) return;

@@ -223,6 +223,12 @@ Result<UniqueFd> dial(const SocketAddress& to, const TcpConfig& config) {
   return fd;
 }
 
+std::string remote_text(int fd) {
+  SocketAddress there;
+  there.bytes = sizeof(there.storage);
+  return ::getpeername(fd, there.raw(), &there.bytes) == 0 ? there.text() : "?";
+}
+
 Status tune_lane(int fd, const TcpConfig& config, bool same_host) {
   set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
   if (config.busy_poll_us > 0) {

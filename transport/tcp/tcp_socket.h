@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "kvl/status.h"
@@ -31,6 +32,9 @@ std::vector<SocketAddress> dial_order(const Offer& offer, const Token& own_host)
 
 // Starts to connect. `fd` becomes writable when that has succeeded or failed.
 Result<UniqueFd> dial(const SocketAddress& to, const TcpConfig& config);
+
+// The other end, for logs: "10.0.0.1:4711"; "?" when it is gone.
+std::string remote_text(int fd);
 
 // Options of a data lane; `same_host` decides about congestion control when it is "auto".
 Status tune_lane(int fd, const TcpConfig& config, bool same_host);

@@ -129,7 +129,7 @@ INSTANTIATE_TEST_SUITE_P(All, SecuredEngines, ::testing::ValuesIn(modes()), [](c
 });
 
 TEST(EngineSecurity, WrongOrMissingSecretIsPermissionAndTransfersEnd) {
-  const test::ExpectLog log("control.not_authenticated");
+  const test::ExpectLog log("control.refused");
   const test::Flags one{{"secret_file", secret_file(kOne)}};
   const test::Flags two{{"secret_file", secret_file(kTwo)}};
   for (const auto& [dialer, listener] :

@@ -8,11 +8,15 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <thread>
 
+#include "kvl/log.h"
+#include "kvl/metrics.h"
 #include "tests/support/engine_pair.h"
+#include "tests/support/log_guard.h"
 #include "transport/base/address.h"
 #include "transport/base/unique_fd.h"
 
@@ -20,6 +24,7 @@ namespace kvl {
 namespace {
 
 using Kind = EngineEvent::Kind;
+using test::ExpectLog;
 using test::TestEngine;
 
 struct Mode {
@@ -243,6 +248,7 @@ TEST_P(EngineTest, ManyTransfersEndOnceEach) {
 }
 
 TEST_P(EngineTest, WrongRequestsAreRefusedAndHarmNothing) {
+  const test::ExpectLog log("tcp.run_refused");
   Couple c(flags(), 1 << 20);
   PageOp op;
   op.bytes = 4096;
@@ -277,6 +283,7 @@ TEST_P(EngineTest, WrongRequestsAreRefusedAndHarmNothing) {
 }
 
 TEST_P(EngineTest, DeregisteredMemoryIsOutOfReach) {
+  const test::ExpectLog log("tcp.run_refused");
   Couple c(flags(), 1 << 20);
   PageOp op;
   op.bytes = 4096;
@@ -380,6 +387,59 @@ TEST_P(EngineTest, PeerThatLeavesIsNoticedAndARestartReconnects) {
   EXPECT_EQ(wrong(ops, c.here->data(), c.there->data()), 0U);
 }
 
+std::string shown(TestEngine& engine) {
+  PrometheusText text;
+  engine->visit_metrics(text);
+  return text.text();
+}
+
+// What is logged while it lives, of every level.
+struct Lines {
+  Lines() {
+    set_log_levels("info");
+    set_log_sink([this](LogLevel level, std::string_view line) {
+      const std::lock_guard lock(mutex);
+      all += (level < LogLevel::warning ? "info " : "warning ") + std::string(line) + "\n";
+    });
+  }
+  ~Lines() {
+    set_log_levels("warning");
+    test::install_log_guard();
+  }
+  bool have(std::string_view part) {
+    const std::lock_guard lock(mutex);
+    return all.find(part) != std::string::npos;
+  }
+  std::mutex mutex;
+  std::string all;
+};
+
+TEST_P(EngineTest, AGoodbyeIsNoLoss) {
+  Lines lines;
+  Couple c(flags(), 4096);
+  c.b.close();
+  ASSERT_EQ(c.a.wait(Kind::peer_down).code, Code::peer_lost);
+  EXPECT_TRUE(lines.have("info peer.left ")) << lines.all;
+  EXPECT_FALSE(lines.have("warning ")) << lines.all;
+  const std::string metrics = shown(c.a);
+  EXPECT_NE(metrics.find("kvlane_peers_left_total 1\n"), std::string::npos) << metrics;
+  EXPECT_EQ(metrics.find("kvlane_peers_lost_total{"), std::string::npos) << metrics;
+}
+
+TEST_P(EngineTest, ALossIsAWarningAndCountedByPeerAndCause) {
+  if (GetParam().progress != "caller") GTEST_SKIP() << "a peer with threads is never silent";
+  Lines lines;
+  Couple c(flags({{"peer_timeout_ms", "2000"}}), 4096);
+  ASSERT_EQ(c.a.wait(Kind::peer_down).code, Code::peer_lost);  // nobody drives b
+  EXPECT_TRUE(lines.have("warning peer.down ")) << lines.all;
+  EXPECT_TRUE(lines.have(" code=peer_lost why=\"no heartbeat\" hint=")) << lines.all;
+  const std::string metrics = shown(c.a);
+  EXPECT_NE(metrics.find("kvlane_peers_lost_total{cause=\"peer_lost\",peer=\"" + c.b->address() +
+                         "\"} 1\n"),
+            std::string::npos)
+      << metrics;
+}
+
 TEST_P(EngineTest, LeavingPeerEndsTransfersTyped) {
   Couple c(flags(), 4096);
   std::atomic<std::uint32_t> never{0};
@@ -422,6 +482,7 @@ TEST_P(EngineTest, UnreachableAddressIsSaidInTime) {
 }
 
 TEST_P(EngineTest, GarbageOnTheControlPortIsRefusedAndCounted) {
+  const ExpectLog log("control.refused");
   Couple c(flags(), 4096);
   const SocketAddress address = parse_address(c.b->address()).value();
   const UniqueFd raw(::socket(address.family(), SOCK_STREAM, 0));
@@ -431,7 +492,8 @@ TEST_P(EngineTest, GarbageOnTheControlPortIsRefusedAndCounted) {
   const auto refused = [&] {
     PrometheusText text;
     c.b->visit_metrics(text);
-    return text.text().find("kvlane_control_refused_total 1") != std::string::npos;
+    return text.text().find("kvlane_control_refused_total{cause=\"out_of_place\"} 1") !=
+           std::string::npos;
   };
   for (int i = 0; i < 10000 && !refused(); ++i) {
     c.a.pump();

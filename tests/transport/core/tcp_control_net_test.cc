@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "kvl/clock.h"
+#include "tests/support/log_guard.h"
 #include "transport/base/address.h"
 #include "transport/base/unique_fd.h"
 
@@ -71,6 +72,7 @@ TEST(TcpControlNet, DeliversMessagesInOrderAlsoLongOnes) {
 }
 
 TEST(TcpControlNet, OversizedFrameClosesThatConnectionOnly) {
+  const test::ExpectLog log("control.refused");
   auto net = open_net();
   const SocketAddress address = parse_address(net->address()).value();
   const UniqueFd raw(::socket(address.family(), SOCK_STREAM, 0));
@@ -87,6 +89,7 @@ TEST(TcpControlNet, OversizedFrameClosesThatConnectionOnly) {
 }
 
 TEST(TcpControlNet, StrangersSendShortMessagesOnly) {
+  const test::ExpectLog log("control.refused");
   auto a = open_net(), b = open_net();
   const ConnId conn = a->connect(b->address()).value();
   std::vector<std::vector<ControlEvent>> events;
@@ -135,7 +138,14 @@ bool closed(const UniqueFd& fd) {
   return n == 0 || (n < 0 && errno != EAGAIN);
 }
 
-TEST(TcpControlNet, TheOldestStrangerMakesRoom) {
+std::uint64_t refused(const ControlNet& net, Refusal refusal) {
+  Refusals::Counts counts{};
+  net.count_refusals(counts);
+  return counts[static_cast<std::size_t>(refusal)];
+}
+
+TEST(TcpControlNet, TheStrangerThatIsSilentLongestMakesRoom) {
+  const test::ExpectLog log("control.refused");
   auto net =
       std::move(TcpControlNet::open("127.0.0.1:0", "", {.max = 2, .per_address_max = 9})).value();
   std::vector<std::vector<ControlEvent>> events;
@@ -146,17 +156,39 @@ TEST(TcpControlNet, TheOldestStrangerMakesRoom) {
   ASSERT_TRUE(drive({net.get()}, events, [&] { return count(events[0], Kind::closed) == 1; }));
   ASSERT_TRUE(drive({net.get()}, events, [&] { return closed(first); }));
   EXPECT_FALSE(closed(second));
-  // Who has said something whole is no stranger: it stays.
+  // Who has said something goes after those who have not.
   const std::uint32_t bytes = 0;
   ASSERT_EQ(::send(second.get(), &bytes, sizeof(bytes), MSG_NOSIGNAL), 4);
   ASSERT_TRUE(drive({net.get()}, events, [&] { return count(events[0], Kind::message) == 1; }));
-  const UniqueFd fourth = dial_raw(net->address()), fifth = dial_raw(net->address());
+  const UniqueFd fourth = dial_raw(net->address());
   ASSERT_TRUE(drive({net.get()}, events, [&] { return closed(third); }));
   EXPECT_FALSE(closed(second));
-  EXPECT_EQ(net->refused(), 2U);
+  // But it is a stranger until somebody knows it.
+  const UniqueFd fifth = dial_raw(net->address());
+  ASSERT_TRUE(drive({net.get()}, events, [&] { return closed(second); }));
+  EXPECT_EQ(refused(*net, Refusal::strangers), 3U);
+}
+
+TEST(TcpControlNet, WhoIsKnownIsNoStranger) {
+  const test::ExpectLog log("control.refused");
+  auto net =
+      std::move(TcpControlNet::open("127.0.0.1:0", "", {.max = 1, .per_address_max = 9})).value();
+  std::vector<std::vector<ControlEvent>> events;
+  std::vector<UniqueFd> known;
+  for (std::size_t i = 1; i <= 3; ++i) {
+    known.push_back(dial_raw(net->address()));
+    ASSERT_TRUE(drive({net.get()}, events,
+                      [&] { return !events.empty() && count(events[0], Kind::accepted) == i; }));
+    net->know(events[0].back().conn);
+  }
+  EXPECT_EQ(refused(*net, Refusal::strangers), 0U);
+  const UniqueFd first = dial_raw(net->address()), second = dial_raw(net->address());
+  ASSERT_TRUE(drive({net.get()}, events, [&] { return closed(first); }));
+  for (const UniqueFd& fd : known) EXPECT_FALSE(closed(fd));
 }
 
 TEST(TcpControlNet, StrangersOfOneAddressAndLongFirstMessagesAreRefused) {
+  const test::ExpectLog log("control.refused");
   auto net =
       std::move(TcpControlNet::open("127.0.0.1:0", "", {.max = 9, .per_address_max = 2})).value();
   std::vector<std::vector<ControlEvent>> events;
@@ -167,7 +199,8 @@ TEST(TcpControlNet, StrangersOfOneAddressAndLongFirstMessagesAreRefused) {
   const std::uint32_t bytes = 1 << 20;  // allowed later, not as a first word
   ASSERT_EQ(::send(first.get(), &bytes, sizeof(bytes), MSG_NOSIGNAL), 4);
   ASSERT_TRUE(drive({net.get()}, events, [&] { return closed(first); }));
-  EXPECT_EQ(net->refused(), 2U);
+  EXPECT_EQ(refused(*net, Refusal::address), 1U);
+  EXPECT_EQ(refused(*net, Refusal::too_long), 1U);
   const UniqueFd fourth = dial_raw(net->address());  // the place is free again
   ASSERT_TRUE(drive({net.get()}, events, [&] { return count(events[0], Kind::accepted) == 3; }));
 }

@@ -23,7 +23,7 @@ double refused_connections(Host& host) {
   struct Count final : MetricVisitor {
     void counter(std::string_view name, std::string_view, const MetricLabels&,
                  double value) override {
-      if (name == "kvlane_shm_refused_connections_total") refused = value;
+      if (name == "kvlane_shm_refused_connections_total") refused += value;  // over all causes
     }
     void gauge(std::string_view, std::string_view, const MetricLabels&, double) override {}
     double refused = 0;
@@ -33,6 +33,7 @@ double refused_connections(Host& host) {
 }
 
 TEST(ShmHostile, StrangersAreRefusedAndCounted) {
+  const test::ExpectLog log("shm.refused");
   Host victim(Flags{{"shm.connect_timeout_ms", "300"}});
   Rogue rogue(victim);
   const auto refused = [&] { return refused_connections(victim); };
@@ -62,6 +63,7 @@ TEST(ShmHostile, StrangersAreRefusedAndCounted) {
 }
 
 TEST(ShmHostile, AnotherUserIsRefusedWhateverItKnows) {
+  const test::ExpectLog log("shm.refused");
   if (::geteuid() != 0) GTEST_SKIP() << "only root can become another user";
   Host victim;
   Rogue rogue(victim);

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <random>
 
+#include "tests/support/log_guard.h"
 #include "tests/transport/tcp/fake_peer.h"
 
 namespace kvl::test {
@@ -36,6 +37,7 @@ std::uint16_t port_of(Host& host) {
 }
 
 TEST(TcpHostile, GarbageOnTheDataPortIsRefused) {
+  const test::ExpectLog log("tcp.greeting_refused");
   Host host;
   const std::uint16_t port = port_of(host);
   const UniqueFd fd = dial_port(port);
@@ -46,6 +48,7 @@ TEST(TcpHostile, GarbageOnTheDataPortIsRefused) {
 }
 
 TEST(TcpHostile, WrongTokenVersionOrKindIsRefused) {
+  const test::ExpectLog log("tcp.greeting_refused");
   Host host;
   const PeerId peer = *host.link->open_peer(PeerRole::passive);
   const auto offer = *tcp::decode_offer(*host.link->offer(peer));
@@ -106,6 +109,7 @@ struct Target {
 };
 
 TEST(TcpHostile, BadRunsAreRefusedAndTheRestLands) {
+  const test::ExpectLog log("tcp.");
   Target target;
   const std::vector<std::byte> data = random_bytes(300, 3);
   const std::vector<std::byte> secret_before = target.secret;
@@ -135,6 +139,7 @@ TEST(TcpHostile, BadRunsAreRefusedAndTheRestLands) {
 }
 
 TEST(TcpHostile, LyingFramesCloseTheLane) {
+  const test::ExpectLog log("tcp.");
   const auto closes = [](auto make) {
     Target target;
     say(target.peer.lane, make(target));
@@ -188,6 +193,7 @@ TEST(TcpHostile, MoreReadsThanAllowedCloseTheLane) {
 
 // Valid frames with a few bits changed, and pure noise; KVL_TEST_SEED repeats a failure.
 TEST(TcpHostile, FuzzedFramesHarmNobody) {
+  const test::ExpectLog log("tcp.");
   std::random_device device;
   const char* const given = std::getenv("KVL_TEST_SEED");
   const std::uint64_t seed = given != nullptr ? std::strtoull(given, nullptr, 10)

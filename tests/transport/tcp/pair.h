@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -98,7 +99,7 @@ inline double metric(Host& host, std::string_view name) {
     std::string_view wanted;
     double value = -1;
     void counter(std::string_view n, std::string_view, const MetricLabels&, double v) override {
-      if (n == wanted) value = v;
+      if (n == wanted) value = std::max(value, 0.0) + v;  // over all labels
     }
     void gauge(std::string_view, std::string_view, const MetricLabels&, double) override {}
   } find;

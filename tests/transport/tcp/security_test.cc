@@ -46,6 +46,7 @@ Code write_eight(FakePeer& peer, std::uint64_t batch, std::uint64_t memory) {
 }
 
 TEST(TcpGrants, MemoryIsReachableOnlyByPeersItWasExportedTo) {
+  const test::ExpectLog log("tcp.run_refused");
   Host host;
   std::vector<std::byte> bytes(4096), before = bytes;
   const MemoryId memory = host.add(memory_of(bytes, Access::remote_all));
@@ -67,6 +68,7 @@ TEST(TcpGrants, MemoryIsReachableOnlyByPeersItWasExportedTo) {
 }
 
 TEST(TcpGrants, EndWithTheMemoryAndWithThePeer) {
+  const test::ExpectLog log("tcp.run_refused");
   Host host;
   std::vector<std::byte> bytes(4096);
   const MemoryId memory = host.add(memory_of(bytes, Access::remote_all));
@@ -127,6 +129,7 @@ struct KeyedPeer {
 };
 
 TEST(TcpGreeting, TheTokenAloneOpensNothingOnceThereIsAKey) {
+  const test::ExpectLog log("tcp.greeting_refused");
   Host host;
   KeyedPeer peer(host);
   Greeting bare = peer.hello();
@@ -278,6 +281,7 @@ TEST(TcpEncryption, RecordsOfAnySizeArriveAndNothingReadableTravelsBack) {
 }
 
 TEST(TcpEncryption, WhatWasTamperedWithClosesTheLaneAndLandsNowhere) {
+  const test::ExpectLog log("tcp.");
   using Records = std::vector<std::vector<std::byte>>;
   const std::vector<std::function<void(Records&)>> deeds{
       [](Records& r) { r[0][20] ^= std::byte{1}; },       // the frame's header

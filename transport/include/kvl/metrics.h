@@ -3,6 +3,9 @@
 
 #include <atomic>
 #include <cstdint>
+#include <initializer_list>
+#include <map>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -32,6 +35,28 @@ class MetricVisitor {
                        double value) = 0;
   virtual void gauge(std::string_view name, std::string_view help, const MetricLabels& labels,
                      double value) = 0;
+};
+
+// A family of counters with labels whose values come from outside: addresses of peers, paths.
+// However many there are over the days, there are never more than kSeriesMax series and one "other"
+// for each of the closed values. Any thread; takes a lock, so not for the data path.
+class BoundedCounts {
+ public:
+  static constexpr std::size_t kSeriesMax = 256;
+
+  // Names of labels with values from a closed set ("cause"), and of those with any ("peer").
+  BoundedCounts(std::string_view name, std::string_view help, std::vector<std::string_view> closed,
+                std::vector<std::string_view> open);
+  // Values in the order of the names.
+  void add(std::initializer_list<std::string_view> closed,
+           std::initializer_list<std::string_view> open);
+  void visit(MetricVisitor& visitor) const;
+
+ private:
+  const std::string name_, help_;
+  const std::vector<std::string_view> closed_, open_;
+  mutable std::mutex mutex_;
+  std::map<std::vector<std::string>, std::uint64_t> counts_;
 };
 
 // Prometheus text exposition, version 0.0.4: HELP and TYPE once per name, labels escaped.
