@@ -72,7 +72,11 @@ std::optional<LeaseKeeper::Step> LeaseKeeper::on_answer(const Step& step,
   ++failed_renewals_;
   if (entry != registrations_.end()) {
     log(LogLevel::warning, "bootstrap.renewal_failed",
-        {{"instance", entry->second.record.instance}, {"why", why.to_string()}});
+        {{"instance", entry->second.record.instance},
+         {"code", to_string(why.code())},
+         {"why", why.to_string()},
+         {"hint",
+          "see whether the rendezvous service answers; until then routers may drop this rank"}});
   }
   return {};
 }

@@ -94,6 +94,13 @@ void Core::retry_waiting() {
 bool Core::keep_early(Part part, PeerHandle peer, const Message& message) {
   if (early.size() >= static_cast<std::size_t>(config.early_max)) {
     metrics.early_dropped.add();
+    log(LogLevel::warning, "handoff.early_dropped",
+        {{"peer", peer_name(peer)},
+         {"room", message.room},
+         {"code", kvl::to_string(Code::exhausted)},
+         {"hint",
+          "messages of rooms that nobody has opened here fill handoff.early_max: see why the "
+          "requests do not arrive, or raise it"}});
     return false;
   }
   metrics.early_kept.add();

@@ -78,7 +78,7 @@ struct Segment {
 };
 
 struct Metrics {
-  static constexpr std::size_t kCodes = 12;
+  static constexpr std::size_t kCodes = static_cast<std::size_t>(Code::internal) + 1;
   struct Side {
     Counter opened, committed, released;
     std::array<Counter, kCodes> failed;  // by Code
@@ -86,14 +86,21 @@ struct Metrics {
     Counter bytes, segments;
     Counter elapsed_us;  // of committed ones
   };
+  static void count(std::array<Counter, kCodes>& counters, Code code) {
+    counters[std::min(static_cast<std::size_t>(code), kCodes - 1)].add();
+  }
   std::array<Side, 2> sides;  // by HandoffSide
   Counter crc_runs;
   std::array<Counter, 2> crc_retries_ok, crc_retries_failed;  // by HandoffSide
-  CorruptCounts corrupt;
+  BoundedCounts corrupt{"kvlane_handoff_crc_mismatches_total",
+                        "Segments whose bytes were not those that were sent",
+                        {"side"},
+                        {"peer", "path"}};
   std::atomic<std::uint32_t> crc_every{0};
   std::atomic<double> crc_cost{0};
-  Counter bad_messages, stale_messages, early_kept, early_dropped;
-  Counter peers_ready, peers_refused;
+  Counter stale_messages, early_kept, early_dropped;
+  Counter peers_ready;
+  std::array<Counter, kCodes> bad_messages, peers_refused;  // by Code
 
   std::atomic<std::uint64_t> rooms{0};  // that hold pages now
 
@@ -126,6 +133,14 @@ class Core {
   void note_corrupt(HandoffSide side, PeerHandle peer, std::uint64_t room, std::uint32_t seq,
                     const std::string& path, bool again);
   void note_moved(const Segment& segment, Code code);
+
+  // --- what is told of failures
+  // Its address, or its number if it has none any more.
+  std::string peer_name(PeerHandle peer) const;
+  void note_failed(HandoffSide side, std::uint64_t room, Code code, const std::string& reason);
+  // A message that does not decode; one that its sender should not have sent, or not any more.
+  void note_malformed(PeerHandle peer, const Status& why);
+  void note_misplaced(PeerHandle peer, Code code, const char* why);
 
   // A stage of a room's life for the trace. Before whatever tells others of it: a fault that a test
   // places there strikes between the two.

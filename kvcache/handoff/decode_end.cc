@@ -3,8 +3,6 @@
 #include <utility>
 
 #include "kvcache/handoff/decode.h"
-#include "kvl/failure.h"
-#include "kvl/log.h"
 
 namespace kvl::handoff {
 
@@ -50,12 +48,7 @@ void DecodeRooms::fail(Room& room, Code code, std::string reason) {
   advance(room.state, DecodeState::failed);
   core_.mark(Stage::failed, HandoffSide::decode, room.open.room, code, reason);
   core_.deadlines.erase({room.deadline_ns, HandoffSide::decode, room.open.room});
-  log(LogLevel::info, "handoff.failed",
-      {{"side", "decode"},
-       {"room", room.open.room},
-       {"code", kvl::to_string(code)},
-       {"why", reason},
-       {"hint", kvl::remedy(code)}});
+  core_.note_failed(HandoffSide::decode, room.open.room, code, reason);
   for (Source& source : room.sources) {
     std::erase_if(source.reading, [this](std::uint64_t id) { return !core_.cancel(id); });
     source.told_quiet = quiet(source);
@@ -65,7 +58,7 @@ void DecodeRooms::fail(Room& room, Code code, std::string reason) {
   abort_group(room, code, reason);
   room.unsafe = !std::ranges::all_of(room.sources, [&](const Source& s) { return safe(room, s); });
   Metrics::Side& metrics = core_.metrics.sides[1];
-  metrics.failed[std::min<std::size_t>(static_cast<std::size_t>(code), Metrics::kCodes - 1)].add();
+  Metrics::count(metrics.failed, code);
   if (room.unsafe) metrics.unsafe.add();
   HandoffEvent event;
   event.kind = HandoffEvent::Kind::failed;

@@ -144,12 +144,15 @@ bool Endpoint::on_message(const EngineEvent& event) {
   if (!is_handoff_message(event.data)) return false;
   Result<Message> message = decode(event.data);
   if (!message.ok()) {
-    core_.metrics.bad_messages.add();
     Peer& peer = core_.peers[event.peer.value];
     peer.handle = event.peer;
+    if (message.code() != Code::unsupported || peer.remote != nullptr) {
+      core_.note_malformed(event.peer, message.status());
+      return true;
+    }
     // Another version: each side finds out by itself, so no answer that the other could not read.
-    if (message.code() == Code::unsupported && peer.remote == nullptr &&
-        core_.refuse(peer, Code::unsupported, "speaks another version of the handoff protocol")) {
+    Metrics::count(core_.metrics.bad_messages, Code::unsupported);
+    if (core_.refuse(peer, Code::unsupported, "speaks another version of the handoff protocol")) {
       tell_rooms(peer);
     }
     return true;
@@ -162,13 +165,14 @@ bool Endpoint::on_message(const EngineEvent& event) {
   }
   Peer* const peer = core_.find_peer(event.peer);
   if (peer == nullptr) {
-    core_.metrics.bad_messages.add();
+    core_.note_misplaced(event.peer, Code::not_found, "its sender has not said hello");
     return true;
   }
   if (const auto* verdict = std::get_if<Verdict>(&message->body)) {
     if (core_.on_verdict(*peer, *verdict)) tell_rooms(*peer);
   } else if (peer->remote == nullptr || peer->refused()) {
-    core_.metrics.bad_messages.add();
+    core_.note_misplaced(event.peer, peer->refused() ? peer->refusal_code : Code::not_found,
+                         peer->refused() ? "its sender is refused" : "its sender is not known");
   } else {
     dispatch(*peer, *message);
   }
@@ -199,7 +203,9 @@ void Endpoint::dispatch(Peer& peer, const Message& message) {
       known = core_.rank.decode && peer.remote->decode && to_group(peer, message);
       break;
   }
-  if (!known) core_.metrics.bad_messages.add();
+  if (!known) {
+    core_.note_misplaced(peer.handle, Code::invalid_argument, "not of its sender's role, or ours");
+  }
 }
 
 bool Endpoint::to_prefill(Peer& peer, const Message& message) {

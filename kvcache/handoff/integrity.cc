@@ -78,24 +78,4 @@ void CrcCost::decide() {
   for (double* const sum : {&moving_ns_, &moved_bytes_, &crc_ns_, &crc_bytes_}) *sum /= 2;
 }
 
-void CorruptCounts::add(HandoffSide side, const std::string& peer, const std::string& path) {
-  const std::lock_guard lock(mutex_);
-  const Key key{side, peer, path};
-  if (counts_.size() >= kSeriesMax && !counts_.contains(key)) {
-    ++counts_[{side, "other", "other"}];
-  } else {
-    ++counts_[key];
-  }
-}
-
-void CorruptCounts::visit(MetricVisitor& visitor) const {
-  const std::lock_guard lock(mutex_);
-  for (const auto& [key, count] : counts_) {
-    visitor.counter(
-        "kvlane_handoff_crc_mismatches_total", "Segments whose bytes were not those that were sent",
-        {{"side", std::string(to_string(key.side))}, {"peer", key.peer}, {"path", key.path}},
-        static_cast<double>(count));
-  }
-}
-
 }  // namespace kvl::handoff

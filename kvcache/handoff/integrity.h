@@ -2,15 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <mutex>
 #include <span>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include "kvcache/handoff/wire.h"
-#include "kvl/metrics.h"
 #include "kvl/page_op.h"
 
 namespace kvl::handoff {
@@ -59,26 +54,6 @@ class CrcCost {
   // Of late: halved now and then, so that the choice follows the network.
   double moving_ns_ = 0, moved_bytes_ = 0, crc_ns_ = 0, crc_bytes_ = 0;
   double cost_ = 0;
-};
-
-// Segments that failed their checksum, by the peer and the path that their bytes took. Written by
-// the owner's thread, read by any.
-class CorruptCounts {
- public:
-  // Beyond so many pairs of peer and path the rest is counted as "other".
-  static constexpr std::size_t kSeriesMax = 64;
-
-  void add(HandoffSide side, const std::string& peer, const std::string& path);
-  void visit(MetricVisitor& visitor) const;
-
- private:
-  struct Key {
-    HandoffSide side = HandoffSide::prefill;
-    std::string peer, path;
-    auto operator<=>(const Key&) const = default;
-  };
-  mutable std::mutex mutex_;
-  std::map<Key, std::uint64_t> counts_;
 };
 
 }  // namespace kvl::handoff

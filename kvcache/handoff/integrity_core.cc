@@ -35,10 +35,8 @@ std::string Core::path_name(RailSet rails) const {
 
 void Core::note_corrupt(HandoffSide side, PeerHandle peer, std::uint64_t room, std::uint32_t seq,
                         const std::string& path, bool again) {
-  const Result<PeerInfo> info = engine.describe(peer);
-  const std::string name =
-      info.ok() && !info->address.empty() ? info->address : std::to_string(peer.value);
-  metrics.corrupt.add(side, name, path);
+  const std::string name = peer_name(peer);
+  metrics.corrupt.add({to_string(side)}, {name, path});
   log(LogLevel::warning, "handoff.corrupt",
       {{"code", kvl::to_string(Code::corrupt)},
        {"side", to_string(side)},

@@ -52,8 +52,19 @@ void Metrics::visit(MetricVisitor& visitor) const {
   visitor.gauge("kvlane_handoff_crc_cost_ratio",
                 "Time that checksums of all runs take, of the time in which bytes move; 0: unknown",
                 {}, crc_cost.load(std::memory_order_relaxed));
-  visitor.counter("kvlane_handoff_messages_bad_total", "Messages refused as malformed or misplaced",
-                  {}, number(bad_messages));
+  // A series appears with its first; the one of `always` is there from the beginning.
+  const auto by_cause = [&](std::string_view name, std::string_view help, Code always,
+                            const std::array<Counter, kCodes>& counters) {
+    for (std::size_t i = 0; i < kCodes; ++i) {
+      const auto code = static_cast<Code>(i);
+      if (code != always && counters[i].value() == 0) continue;
+      visitor.counter(name, help, {{"cause", std::string(kvl::to_string(code))}},
+                      number(counters[i]));
+    }
+  };
+  by_cause("kvlane_handoff_messages_bad_total",
+           "Messages refused as malformed or misplaced, by cause", Code::invalid_argument,
+           bad_messages);
   visitor.counter("kvlane_handoff_messages_stale_total", "Messages for handoffs that have ended",
                   {}, number(stale_messages));
   visitor.counter("kvlane_handoff_early_kept_total", "Messages kept for rooms not open yet", {},
@@ -62,8 +73,8 @@ void Metrics::visit(MetricVisitor& visitor) const {
                   {}, number(early_dropped));
   visitor.counter("kvlane_handoff_peers_ready_total", "Greetings that succeeded", {},
                   number(peers_ready));
-  visitor.counter("kvlane_handoff_peers_refused_total", "Greetings that were refused", {},
-                  number(peers_refused));
+  by_cause("kvlane_handoff_peers_refused_total", "Peers that were refused, by cause",
+           Code::unsupported, peers_refused);
   visitor.gauge("kvlane_handoff_rooms", "Handoffs that hold pages", {},
                 static_cast<double>(rooms.load(std::memory_order_relaxed)));
 }

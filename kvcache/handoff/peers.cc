@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kvcache/handoff/core.h"
+#include "kvl/failure.h"
 #include "kvl/log.h"
 
 namespace kvl::handoff {
@@ -31,7 +32,11 @@ void Core::send_bytes(Peer& peer, std::vector<std::byte> bytes) {
     if (engine.send(peer.handle, bytes).code() != Code::exhausted) return;
   }
   if (peer.outbox.size() >= kOutboxMax) {
-    log(LogLevel::warning, "handoff.outbox_full", {{"peer", peer.handle.value}});
+    Metrics::count(metrics.peers_refused, Code::exhausted);
+    log(LogLevel::warning, "handoff.outbox_full",
+        {{"peer", peer_name(peer.handle)},
+         {"code", kvl::to_string(Code::exhausted)},
+         {"hint", "the peer does not take its messages and is let go: see what its engine does"}});
     (void)engine.disconnect(peer.handle);
     unsent -= peer.outbox.size();
     peer.outbox.clear();
@@ -143,7 +148,8 @@ bool Core::on_hello(Peer& peer, const Hello& hello) {
   std::shared_ptr<const RemoteRank> remote;
   const Status status = check(hello, remote, reason);
   if (was_ready && !status.ok()) {  // it cannot take back what its rooms rely on
-    metrics.bad_messages.add();
+    note_misplaced(peer.handle, Code::invalid_argument,
+                   "a second hello that contradicts the first");
     return false;
   }
   peer.remote = std::move(remote);
@@ -161,7 +167,10 @@ bool Core::on_hello(Peer& peer, const Hello& hello) {
 bool Core::on_verdict(Peer& peer, const Verdict& verdict) {
   const bool was_ready = peer.ready(), was_refused = peer.refused();
   if (peer.approved) {
-    if (verdict.code != Code::ok) metrics.bad_messages.add();
+    if (verdict.code != Code::ok) {
+      note_misplaced(peer.handle, Code::invalid_argument,
+                     "a verdict that takes back an earlier one");
+    }
   } else if (verdict.code == Code::ok) {
     peer.approved = true;
   } else if (peer.refusal.empty()) {
@@ -182,9 +191,12 @@ bool Core::refuse(Peer& peer, Code code, std::string why) {
 
 bool Core::settle_peer(Peer& peer, bool was_ready, bool was_refused) {
   if (peer.refused() && !was_refused) {
-    metrics.peers_refused.add();
-    log(LogLevel::info, "handoff.peer_refused",
-        {{"peer", peer.handle.value}, {"why", peer.refusal}});
+    Metrics::count(metrics.peers_refused, peer.refusal_code);
+    log(LogLevel::warning, "handoff.peer_refused",
+        {{"peer", peer_name(peer.handle)},
+         {"code", kvl::to_string(peer.refusal_code)},
+         {"why", peer.refusal},
+         {"hint", remedy(peer.refusal_code)}});
     HandoffEvent event;
     event.kind = HandoffEvent::Kind::peer_refused;
     event.peer = peer.handle;

@@ -156,7 +156,9 @@ void PrefillRooms::on_accept(Peer& peer, const Message& message, const Accept& a
   }
   Room& room = found->second;
   if (ended(room.state)) return refuse(Code::aborted, "the room has failed");
-  if (find_pair(room, message.nonce) != nullptr) return core_.metrics.bad_messages.add();
+  if (find_pair(room, message.nonce) != nullptr) {
+    return core_.note_misplaced(peer.handle, Code::invalid_argument, "a second accept");
+  }
   const bool known =
       std::ranges::any_of(room.pairs, [&peer](const Pair& p) { return p.peer == peer.handle; });
   if (known || (room.accepts != 0 && room.pairs.size() >= room.accepts)) {

@@ -3,8 +3,6 @@
 #include <utility>
 
 #include "kvcache/handoff/prefill.h"
-#include "kvl/failure.h"
-#include "kvl/log.h"
 
 namespace kvl::handoff {
 
@@ -57,12 +55,7 @@ void PrefillRooms::fail(Room& room, Code code, std::string reason) {
   advance(room.state, PrefillState::failed);
   core_.mark(Stage::failed, HandoffSide::prefill, room.room, code, reason);
   core_.deadlines.erase({room.deadline_ns, HandoffSide::prefill, room.room});
-  log(LogLevel::info, "handoff.failed",
-      {{"side", "prefill"},
-       {"room", room.room},
-       {"code", kvl::to_string(code)},
-       {"why", reason},
-       {"hint", kvl::remedy(code)}});
+  core_.note_failed(HandoffSide::prefill, room.room, code, reason);
   for (Pair& pair : room.pairs) {
     for (std::deque<Flight>* const flights : {&pair.flights, &pair.again}) {
       for (Flight& flight : *flights) {
@@ -78,7 +71,7 @@ void PrefillRooms::fail(Room& room, Code code, std::string reason) {
   }
   room.unsafe = !std::ranges::all_of(room.pairs, [this](const Pair& p) { return safe(p); });
   Metrics::Side& metrics = core_.metrics.sides[0];
-  metrics.failed[std::min<std::size_t>(static_cast<std::size_t>(code), Metrics::kCodes - 1)].add();
+  Metrics::count(metrics.failed, code);
   if (room.unsafe) metrics.unsafe.add();
   HandoffEvent event;
   event.kind = HandoffEvent::Kind::failed;

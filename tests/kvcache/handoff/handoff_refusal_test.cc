@@ -5,6 +5,7 @@
 
 #include "kvcache/handoff/wire.h"
 #include "tests/kvcache/handoff/cluster.h"
+#include "tests/support/log_guard.h"
 
 namespace kvl::test {
 namespace {
@@ -92,6 +93,7 @@ TEST(HandoffRefusals, SourcesThatDoNotCoverTheLayout) {
 }
 
 TEST(HandoffEarly, KeptWithinBoundsInCountAndTime) {
+  const ExpectLog log("handoff.early_dropped");
   ClusterOptions options;
   options.config.early_max = 3;
   options.config.early_ms = 100;
@@ -129,6 +131,7 @@ TEST(HandoffEarly, AClientThatLeftBeforePrefillCame) {
 
 // Peers of different versions refuse each other once, and do not argue.
 TEST(HandoffHostile, AnotherVersionIsRefusedQuietly) {
+  const ExpectLog log("handoff.peer_refused");
   ClusterOptions options;
   options.greet = false;
   Cluster cluster(options);
@@ -150,6 +153,7 @@ TEST(HandoffHostile, AnotherVersionIsRefusedQuietly) {
 
 // Messages that no correct peer sends: the room they name may fail, nothing else is harmed.
 TEST(HandoffHostile, MutatedTrafficHarmsNobodyElse) {
+  const ExpectLog log("handoff.");
   for (std::uint64_t seed = 1; seed <= 60; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     ClusterOptions options;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "tests/kvcache/handoff/cluster.h"
+#include "tests/support/log_guard.h"
 
 namespace kvl::test {
 namespace {
@@ -207,6 +208,7 @@ TEST_P(HandoffModes, LargeSegmentsAreCutSmallLayersJoined) {
 }
 
 TEST(HandoffGreeting, DifferentModelsAndLayoutsAreRefusedOnBothSides) {
+  const ExpectLog log("handoff.peer_refused");
   ManualClock clock;
   FakeWorld world;
   const auto make = [&](const char* model, std::uint32_t head_dim, std::vector<std::byte>& memory) {
