@@ -1,6 +1,8 @@
 // What the requests of one loop share: options, workers, policies, connection pools, counters.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <memory>
 #include <span>
 #include <unordered_map>
@@ -16,6 +18,8 @@ namespace kvl::router {
 
 // Written by the loop's thread, read by any.
 struct RouterCounters {
+  static constexpr std::size_t kCodes = static_cast<std::size_t>(Code::internal) + 1;
+  std::array<Counter, kCodes> failed;  // by Code
   Counter requests_total, bad_requests_total, retries_total, client_gone_total, timeouts_total;
   Counter prefill_failures_total, decode_failures_total, broken_streams_total, aborts_total;
   Counter answers_2xx_total, answers_4xx_total, answers_5xx_total;

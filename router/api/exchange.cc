@@ -1,8 +1,11 @@
 // The decisions of an exchange: who is called, what a failure means, when it is over.
 #include "router/api/exchange.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "kvl/failure.h"
+#include "kvl/log.h"
 #include "router/api/forward.h"
 #include "router/http/message.h"
 
@@ -68,7 +71,8 @@ void Exchange::begin() {
     if (leg == &prefill_ && !plan_.disaggregated) continue;
     WorkerPtr worker = context_.pick(role_of(*leg), {});
     if (worker == nullptr) {
-      return fail(503, "no " + std::string(to_string(role_of(*leg))) + " worker is available");
+      return fail(503, Code::unavailable,
+                  "no " + std::string(to_string(role_of(*leg))) + " worker is available");
     }
     leg->assign(std::move(worker));
   }
@@ -252,15 +256,24 @@ void Exchange::on_leg_broken(Leg& leg, const Status& why) {
         .add();
   }
   if (state_ == State::relaying && source_ == &leg) {
-    return break_stream(describe(leg) + " broke off: " + why.to_string());
+    return break_stream(why.code(), describe(leg) + " broke off: " + why.to_string());
   }
   if (state_ != State::calling) return end_if_idle();
   if (try_again(leg)) return;
-  fail(why.code() == Code::timed_out ? 504 : 502, describe(leg) + ": " + why.to_string());
+  fail(why.code() == Code::timed_out ? 504 : 502, why.code(),
+       describe(leg) + ": " + why.to_string());
 }
 
-void Exchange::break_stream(std::string_view message) {
+void Exchange::tell(Code code, std::string_view why) {
+  const auto cause = std::min(static_cast<std::size_t>(code), RouterCounters::kCodes - 1);
+  context_.counters().failed[cause].add();
+  log(LogLevel::warning, "router.request_failed",
+      {{"room", room_}, {"code", to_string(code)}, {"why", why}, {"hint", remedy(code)}});
+}
+
+void Exchange::break_stream(Code code, std::string_view message) {
   context_.counters().broken_streams_total.add();
+  tell(code, message);
   source_ = nullptr;
   last_ = true;
   abort(prefill_);
@@ -288,8 +301,9 @@ void Exchange::finish(bool reusable) {
   end_if_idle();
 }
 
-void Exchange::fail(int status, std::string_view message) {
+void Exchange::fail(int status, Code code, std::string_view message) {
   count_answer(status);
+  tell(code, message);
   abort(prefill_);
   abort(answer_);
   state_ = State::draining;
@@ -318,14 +332,15 @@ void Exchange::on_deadline() {
     return end_if_idle();
   }
   context_.counters().timeouts_total.add();
-  if (state_ == State::calling) return fail(504, "no answer within the request timeout");
+  if (state_ == State::calling)
+    return fail(504, Code::timed_out, "no answer within the request timeout");
   if (last_ || session_->writing()) {
     // The client does not take what it has asked for.
     session_->detach();
     session_->close();
     return on_client_gone();
   }
-  break_stream("the request timeout has passed");
+  break_stream(Code::timed_out, "the request timeout has passed");
 }
 
 void Exchange::end_if_idle() {

@@ -60,9 +60,11 @@ class Exchange final : public http::SessionUser,
   bool try_again(Leg& failed);
   void relay_from(Leg& leg, const http::ResponseHead& head);
   void written();
-  void break_stream(std::string_view message);
+  void break_stream(Code code, std::string_view message);
+  // Counts a request that failed and says so; no more than once for each.
+  void tell(Code code, std::string_view why);
   void finish(bool reusable);
-  void fail(int status, std::string_view message);
+  void fail(int status, Code code, std::string_view message);
   void end_if_idle();
   void abort(Leg& leg);
   void post_abort(const Worker& worker, http::OneShotDone done);

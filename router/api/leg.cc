@@ -42,8 +42,10 @@ bool Leg::on_head(const http::ResponseHead& head) {
     context_.fleet().succeeded(*worker_);
   } else {
     Worker& worker = *owner_.at_fault(*this, head).worker_;
-    const std::string who = &worker == worker_.get() ? "" : worker_->url.text() + " ";
-    context_.fleet().failed(worker, false, who + "answers " + std::to_string(status_));
+    const bool own = &worker == worker_.get();
+    context_.fleet().failed(
+        worker, own ? WorkerFault::error_answer : WorkerFault::blamed,
+        (own ? "" : worker_->url.text() + " ") + "answers " + std::to_string(status_));
   }
   return owner_.on_leg_head(*this, head);
 }
@@ -57,8 +59,7 @@ void Leg::on_broken(const Status& why) {
   release();
   stale_ = connection->reused() && !connection->answer_started() && why.code() == Code::peer_lost;
   if (!stale_) {
-    const bool unreachable = why.code() == Code::unavailable || why.code() == Code::timed_out;
-    context_.fleet().failed(*worker_, unreachable, why.context());
+    context_.fleet().failed(*worker_, fault_of(why.code()), why.context());
   }
   owner_.on_leg_broken(*this, why);
 }

@@ -15,8 +15,6 @@ struct HttpRow {
 constexpr HttpRow kHttpRows[] = {
     {"connections_total", "client connections accepted", &http::HttpCounters::connections_total},
     {"http_requests_total", "request heads read", &http::HttpCounters::requests_total},
-    {"http_refused_total", "requests refused as garbage, too large or too slow",
-     &http::HttpCounters::refused_total},
     {"http_timeouts_total", "client connections that ran into a limit of time",
      &http::HttpCounters::timeouts_total},
     {"tls_failed_total", "client connections that did not become secure",
@@ -65,6 +63,15 @@ void visit_http_metrics(MetricVisitor& visitor, const std::string& prefix,
     }
     visitor.counter(prefix + row.name, row.help, {}, sum);
   }
+  for (std::size_t i = 0; i < http::kRefusals; ++i) {
+    double sum = 0;
+    for (const http::HttpCounters* counters : all) {
+      sum += static_cast<double>(counters->refused.counts[i].value());
+    }
+    visitor.counter(prefix + "http_refused_total",
+                    "connections and requests that the server turned away, by cause",
+                    {{"cause", std::string(about(static_cast<http::Refusal>(i)).cause)}}, sum);
+  }
 }
 
 void visit_router_metrics(MetricVisitor& visitor, std::span<const LoopMetrics> loops) {
@@ -77,6 +84,17 @@ void visit_router_metrics(MetricVisitor& visitor, std::span<const LoopMetrics> l
       sum += static_cast<double>((loop.router.*row.counter).value()) * row.scale;
     }
     visitor.counter(std::string("kvlane_router_") + row.name, row.help, {}, sum);
+  }
+  for (std::size_t i = 0; i < RouterCounters::kCodes; ++i) {
+    const auto code = static_cast<Code>(i);
+    double sum = 0;
+    for (const LoopMetrics& loop : loops) {
+      sum += static_cast<double>(loop.router.failed[i].value());
+    }
+    if (sum == 0 && code != Code::unavailable) continue;  // a series appears with its first
+    visitor.counter("kvlane_router_requests_failed_total",
+                    "requests without an answer of a worker, and answers cut, by cause",
+                    {{"cause", std::string(to_string(code))}}, sum);
   }
 }
 

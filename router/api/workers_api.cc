@@ -24,7 +24,7 @@ std::string worker_json(const Worker& worker) {
   out += std::string(",\"is_healthy\":") + (worker.usable() ? "true" : "false");
   out += ",\"in_flight\":" + std::to_string(worker.in_flight.load());
   out += ",\"requests_total\":" + std::to_string(worker.requests_total.load());
-  out += ",\"failures_total\":" + std::to_string(worker.failures_total.load());
+  out += ",\"failures_total\":" + std::to_string(worker.failures_total());
   return out + "}";
 }
 

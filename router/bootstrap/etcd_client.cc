@@ -233,7 +233,8 @@ void Client::authenticated(std::size_t endpoint, int status, std::string_view bo
   log(LogLevel::error, "bootstrap.etcd_refused",
       {{"user", options_.user},
        {"why", failure.message},
-       {"do", "check bootstrap.etcd_user and its password"}});
+       {"code", to_string(Code::permission)},
+       {"hint", "check bootstrap.etcd_user and its password"}});
   for (const CallPtr& call : std::exchange(waiting_, {})) {
     finish(call, {Code::permission, "etcd refuses the user and its password"}, {});
   }

@@ -96,7 +96,9 @@ void EtcdStore::listed(const Status& status, std::string_view body, std::uint64_
   }
   if (page_.size() > kListMax) {
     log(LogLevel::error, "bootstrap.etcd_too_much",
-        {{"prefix", options_.prefix}, {"do", "give kvlane a prefix of its own"}});
+        {{"prefix", options_.prefix},
+         {"code", to_string(Code::exhausted)},
+         {"hint", "give kvlane a prefix of its own: bootstrap.etcd_prefix"}});
     return wait_and_retry();
   }
   if (answer->more && !answer->values.empty()) {
@@ -107,7 +109,10 @@ void EtcdStore::listed(const Status& status, std::string_view body, std::uint64_
     // Revisions count from the beginning; what living ranks had is put back. The entries stay until
     // then, as history that anything is newer than.
     if (cluster_ != 0) {
-      log(LogLevel::warning, "bootstrap.etcd_replaced", {{"revision", revision}});
+      log(LogLevel::warning, "bootstrap.etcd_replaced",
+          {{"revision", revision},
+           {"code", to_string(Code::not_found)},
+           {"hint", "nothing, if etcd was set up anew: living ranks are put back; else see why"}});
     }
     cluster_ = answer->header.cluster;
     etcd::Cache::Entries before = cache_.entries();
@@ -219,7 +224,8 @@ void EtcdStore::set_reachable(bool reachable) {
         {{"member", client_.endpoint_text()},
          {"records", cache_.entries().size()},
          {"meanwhile", "what is known is served, living ranks are kept, new ranks get 503"},
-         {"do", "check etcd's members and bootstrap.etcd_endpoints"}});
+         {"code", to_string(Code::unavailable)},
+         {"hint", "check etcd's members and bootstrap.etcd_endpoints"}});
   }
   leases_.set_reachable(reachable);
   update_current();

@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "kvcache/bootstrap/wire.h"
+#include "kvl/log.h"
 #include "kvl/trace.h"
 #include "router/http/message.h"
 #include "router/http/url.h"
@@ -43,6 +44,12 @@ ServiceAnswer refuse(int status, std::string_view code, std::string_view message
 
 ServiceAnswer store_failed(const Status& why) {
   const bool full = why.code() == Code::exhausted;
+  if (full) {
+    log(LogLevel::warning, "bootstrap.full",
+        {{"code", to_string(why.code())},
+         {"why", why.context()},
+         {"hint", "raise bootstrap.records_max, or see who registers so much"}});
+  }
   return refuse(503, full ? kRefusedFull : "store", why.context());
 }
 
@@ -62,7 +69,7 @@ Service::Service(Store& store, const Clock& clock, const BootstrapServerOptions&
 
 void Service::handle(const ServiceRequest& request, Answered answered) {
   route(request, [this, answered = std::move(answered)](ServiceAnswer answer) {
-    if (answer.status >= 400) counters_.refused_total.add();
+    if (answer.status >= 400) counters_.refused[ServiceCounters::cause_of(answer.status)].add();
     answered(std::move(answer));
   });
 }

@@ -207,7 +207,11 @@ void SglangTable::put_rank(Rank rank, int tries, Answered answered) {
 void SglangTable::drop_left_over() {
   const Result<Instance> now = instance();
   if (!now.ok()) return;
-  log(LogLevel::warning, "bootstrap.instance_changed", {{"ranks_dropped", now->left_over.size()}});
+  log(LogLevel::warning, "bootstrap.instance_changed",
+      {{"ranks_dropped", now->left_over.size()},
+       {"code", to_string(Code::not_found)},
+       {"hint",
+        "nothing, if prefill was restarted with other sizes; else two instances share a port"}});
   for (const std::string& key : now->left_over) store_.erase(key, [](const Status&) {});
 }
 

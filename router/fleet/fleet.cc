@@ -2,6 +2,7 @@
 #include "router/fleet/fleet.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kvl/log.h"
 #include "router/http/message.h"
@@ -32,6 +33,53 @@ std::string_view to_string(WorkerState state) {
       return "draining";
   }
   return "unknown";
+}
+
+namespace {
+
+struct FaultInfo {
+  WorkerFault fault;
+  Code code;
+  std::string_view name, hint;
+};
+constexpr std::array<FaultInfo, kWorkerFaults> kFaults{{
+    {WorkerFault::unreachable, Code::unavailable, "unreachable",
+     "see whether the worker runs and listens there, and the network between"},
+    {WorkerFault::timed_out, Code::timed_out, "timed_out",
+     "see whether the worker's host answers, and the network between"},
+    {WorkerFault::not_trusted, Code::permission, "not_trusted",
+     "compare the worker's certificate with the authorities that are trusted here"},
+    {WorkerFault::broke_off, Code::peer_lost, "broke_off",
+     "see why the worker ended: its log, the kernel's (out of memory)"},
+    {WorkerFault::bad_answer, Code::corrupt, "bad_answer",
+     "see what listens there: it does not speak HTTP/1.1"},
+    {WorkerFault::error_answer, Code::unavailable, "error_answer",
+     "the worker answers with errors: see its log"},
+    {WorkerFault::blamed, Code::peer_lost, "blamed",
+     "the other worker of a request has lost it: see the logs of both, and the network between"},
+    {WorkerFault::health_check, Code::unavailable, "health_check",
+     "the worker does not pass its health check: see its log"},
+}};
+
+const FaultInfo& about(WorkerFault fault) { return kFaults[static_cast<std::size_t>(fault)]; }
+
+}  // namespace
+
+std::string_view to_string(WorkerFault fault) { return about(fault).name; }
+
+WorkerFault fault_of(Code code) {
+  switch (code) {
+    case Code::timed_out:
+      return WorkerFault::timed_out;
+    case Code::permission:
+      return WorkerFault::not_trusted;
+    case Code::peer_lost:
+      return WorkerFault::broke_off;
+    case Code::corrupt:
+      return WorkerFault::bad_answer;
+    default:
+      return WorkerFault::unreachable;
+  }
 }
 
 Fleet::Fleet(FleetOptions options, const Clock& clock)
@@ -109,14 +157,24 @@ void Fleet::sweep() {
   if (all.size() != workers_->all.size()) publish(std::move(all));
 }
 
-void Fleet::set_state(Worker& worker, WorkerState from, WorkerState to, std::string_view why) {
-  // Only from the state that was judged: draining, above all, is not undone by a good answer.
-  if (!worker.state.compare_exchange_strong(from, to)) return;
-  log(to == WorkerState::unhealthy ? LogLevel::warning : LogLevel::info, "fleet.worker_state",
+// Only from the state that was judged: draining, above all, is not undone by a good answer.
+void Fleet::set_healthy(Worker& worker, WorkerState from, std::string_view why) {
+  if (!worker.state.compare_exchange_strong(from, WorkerState::healthy)) return;
+  log(LogLevel::info, "fleet.worker_healthy",
+      {{"worker", worker.url.text()}, {"role", to_string(worker.role)}, {"why", why}});
+}
+
+void Fleet::set_unhealthy(Worker& worker, WorkerState from, WorkerFault fault,
+                          std::string_view why) {
+  if (!worker.state.compare_exchange_strong(from, WorkerState::unhealthy)) return;
+  const FaultInfo& info = about(fault);
+  log(LogLevel::warning, "fleet.worker_unhealthy",
       {{"worker", worker.url.text()},
        {"role", to_string(worker.role)},
-       {"state", to_string(to)},
-       {"why", why}});
+       {"code", to_string(info.code)},
+       {"cause", info.name},
+       {"why", why},
+       {"hint", info.hint}});
 }
 
 void Fleet::succeeded(Worker& worker) {
@@ -124,18 +182,19 @@ void Fleet::succeeded(Worker& worker) {
   worker.last_success_ns.store(clock_.now_ns(), std::memory_order_relaxed);
   const WorkerState state = worker.state.load(std::memory_order_relaxed);
   if (state == WorkerState::starting || state == WorkerState::unhealthy) {
-    set_state(worker, state, WorkerState::healthy, "answers requests");
+    set_healthy(worker, state, "answers requests");
   }
 }
 
-void Fleet::failed(Worker& worker, bool unreachable, std::string_view why) {
-  worker.failures_total.fetch_add(1, std::memory_order_relaxed);
+void Fleet::failed(Worker& worker, WorkerFault fault, std::string_view why) {
+  const bool unreachable = fault == WorkerFault::unreachable || fault == WorkerFault::timed_out;
+  worker.failures[static_cast<std::size_t>(fault)].fetch_add(1, std::memory_order_relaxed);
   worker.good_checks_in_row.store(0, std::memory_order_relaxed);
   const std::uint32_t failures = worker.failures_in_row.fetch_add(1, std::memory_order_relaxed) + 1;
   if (unreachable || failures >= options_.failure_threshold) {
     const WorkerState state = worker.state.load(std::memory_order_relaxed);
     if (state == WorkerState::starting || state == WorkerState::healthy) {
-      set_state(worker, state, WorkerState::unhealthy, why);
+      set_unhealthy(worker, state, fault, why);
     }
   }
 }
@@ -145,7 +204,7 @@ void Fleet::checked(Worker& worker, bool good, double interval_secs, std::string
     const std::int64_t quiet_ns = clock_.now_ns() - worker.last_success_ns.load();
     const bool busy =
         worker.last_success_ns.load() != 0 && static_cast<double>(quiet_ns) < interval_secs * 1e9;
-    if (!busy) failed(worker, false, why);
+    if (!busy) failed(worker, WorkerFault::health_check, why);
     return;
   }
   const std::uint32_t checks = worker.good_checks_in_row.fetch_add(1) + 1;
@@ -154,7 +213,7 @@ void Fleet::checked(Worker& worker, bool good, double interval_secs, std::string
                       (state == WorkerState::unhealthy && checks >= options_.success_threshold);
   if (!enough) return;
   worker.failures_in_row.store(0, std::memory_order_relaxed);
-  set_state(worker, state, WorkerState::healthy, "health check");
+  set_healthy(worker, state, "health check");
 }
 
 void Fleet::visit_metrics(MetricVisitor& visitor) const {
@@ -168,9 +227,14 @@ void Fleet::visit_metrics(MetricVisitor& visitor) const {
                   worker->in_flight.load());
     visitor.counter("kvlane_router_worker_requests_total", "requests sent to this worker", labels,
                     static_cast<double>(worker->requests_total.load()));
-    visitor.counter("kvlane_router_worker_failures_total",
-                    "requests and health checks that this worker failed", labels,
-                    static_cast<double>(worker->failures_total.load()));
+    for (const FaultInfo& info : kFaults) {
+      const auto& count = worker->failures[static_cast<std::size_t>(info.fault)];
+      MetricLabels with_cause = labels;
+      with_cause.emplace_back("cause", info.name);
+      visitor.counter("kvlane_router_worker_failures_total",
+                      "requests and health checks that this worker failed, by cause", with_cause,
+                      static_cast<double>(count.load(std::memory_order_relaxed)));
+    }
   }
 }
 

@@ -49,7 +49,7 @@ class Fleet {
   // What requests show: any answer below 500 is a success; failures in a row make a worker
   // unhealthy, a refused connection does so at once.
   void succeeded(Worker& worker);
-  void failed(Worker& worker, bool unreachable, std::string_view why);
+  void failed(Worker& worker, WorkerFault fault, std::string_view why);
   // What a health check showed. A check that fails while requests succeed (a worker too busy to
   // answer it) is not held against the worker.
   void checked(Worker& worker, bool good, double interval_secs, std::string_view why);
@@ -58,7 +58,8 @@ class Fleet {
 
  private:
   void publish(std::vector<WorkerPtr> all);
-  void set_state(Worker& worker, WorkerState from, WorkerState to, std::string_view why);
+  void set_healthy(Worker& worker, WorkerState from, std::string_view why);
+  void set_unhealthy(Worker& worker, WorkerState from, WorkerFault fault, std::string_view why);
 
   const FleetOptions options_;
   const Clock& clock_;

@@ -80,8 +80,6 @@ void Listener::accept() {
       const auto session = std::make_shared<Session>(context_, std::move(socket), from_.address());
       sessions_.push_back(*session);
       session->start();
-    } else {
-      context_.counters.refused_total.add();
     }
     accept();
   });
@@ -93,11 +91,14 @@ bool Listener::may_enter() {
   const std::uint32_t most = context_.limits.per_address_max;
   if (most > 0) {
     const auto of = context_.by_address.find(from_.address());
-    if (of != context_.by_address.end() && of->second >= most) return false;
+    if (of != context_.by_address.end() && of->second >= most) {
+      context_.counters.refused.add(Refusal::crowded_address, from_.address().to_string());
+      return false;
+    }
   }
   if (context_.open < connections_max_) return true;
   if (Session* const oldest = oldest_idle()) {
-    context_.counters.refused_total.add();
+    context_.counters.refused.add(Refusal::crowded, from_.address().to_string());
     oldest->close();
   }
   return true;

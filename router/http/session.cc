@@ -88,7 +88,11 @@ void Session::count_insecure() {
   if (tls == nullptr || tls->established()) return;
   context_.counters.tls_failed_total.add();
   log(LogLevel::info, "http.tls_failed",
-      {{"side", "server"}, {"why", tls->problem().empty() ? "it took too long" : tls->problem()}});
+      {{"side", "server"},
+       {"client", address_.to_string()},
+       {"code", to_string(Code::permission)},
+       {"why", tls->problem().empty() ? "it took too long" : tls->problem()},
+       {"hint", "the client speaks no TLS, or shows no certificate that is trusted here"}});
 }
 
 // Reads into the buffer that the state calls for.
@@ -348,7 +352,7 @@ void Session::next_request() {
 }
 
 void Session::refuse(int status, const char* why) {
-  context_.counters.refused_total.add();
+  context_.counters.refused.add(refusal_of(status), address_.to_string(), why);
   state_ = State::answering;
   ahead().reserve(kBufferBytes);
   if (ahead().capacity == 0) return close();

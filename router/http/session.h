@@ -14,6 +14,7 @@
 #include "router/http/head.h"
 #include "router/http/loop.h"
 #include "router/http/output.h"
+#include "router/http/refusals.h"
 #include "router/http/stream.h"
 
 namespace kvl::http {
@@ -47,7 +48,8 @@ struct SessionLimits {
 
 // Written by the loop's thread.
 struct HttpCounters {
-  Counter connections_total, requests_total, refused_total, timeouts_total;
+  Counter connections_total, requests_total, timeouts_total;
+  RefusalCounters refused;
   Counter bytes_in_total, bytes_out_total;
   Counter tls_failed_total;  // connections that ended before they were secure
 };

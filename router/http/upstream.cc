@@ -127,7 +127,9 @@ void Upstream::handshake() {
   log(LogLevel::warning, "http.tls_failed",
       {{"side", "client"},
        {"server", pool_ == nullptr ? std::string("?") : pool_->url_.text()},
-       {"why", stream_.tls()->problem()}});
+       {"code", to_string(Code::permission)},
+       {"why", stream_.tls()->problem()},
+       {"hint", "compare the worker's certificate with the authorities that are trusted here"}});
   broken({Code::permission, "TLS with the worker: it shows no certificate that is trusted here"});
 }
 

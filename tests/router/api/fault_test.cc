@@ -140,7 +140,7 @@ TEST_P(PrefillFails, WithAResetAndNoOtherTheAnswerComesAtOnce) {  // C
 }
 
 TEST_P(PrefillFails, BecauseNobodyListensTheOtherOneIsTaken) {
-  const ExpectLog expected("fleet.worker_state");
+  const ExpectLog expected("fleet.worker_unhealthy");
   StubWorker dead, good, decode(StubWorker::answer_name("d"));
   dead.stop();
   const RunningRouter router(pd_options({&dead, &good}, {&decode}));

@@ -72,7 +72,7 @@ TEST(Workers, WrongDescriptionsAreRefused) {
 }
 
 TEST(Health, ADeadWorkerIsNoticedAndTakenBack) {
-  const ExpectLog expected("fleet.worker_state");
+  const ExpectLog expected("fleet.worker_unhealthy");
   StubWorker prefill, decode(StubWorker::answer_name("d"));
   std::optional<StubWorker> dying;
   dying.emplace();
@@ -90,7 +90,7 @@ TEST(Health, ADeadWorkerIsNoticedAndTakenBack) {
 }
 
 TEST(Health, ReadinessNeedsBothKinds) {
-  const ExpectLog expected("fleet.worker_state");
+  const ExpectLog expected("fleet.worker_unhealthy");
   StubWorker prefill, decode;
   decode.stop();
   RouterOptions options = pd_options({&prefill}, {&decode});

@@ -161,8 +161,13 @@ TEST(BootstrapServer, GarbageIsRefusedAndCounted) {
   EXPECT_EQ(client.post("/kvlane/v1/register", "garbage").status, 400);
   EXPECT_EQ(client.call("GET", "/nowhere").status, 404);
   const TestAnswer metrics = client.call("GET", "/metrics");
-  EXPECT_TRUE(metrics.has("\nkvlane_bootstrap_http_refused_total 1\n")) << metrics.body;
-  EXPECT_TRUE(metrics.has("\nkvlane_bootstrap_refused_total 2\n")) << metrics.body;
+  EXPECT_TRUE(metrics.has("\nkvlane_bootstrap_http_refused_total{cause=\"bad_request\"} 1\n"))
+      << metrics.body;
+  for (const char* cause : {"bad_request", "not_found"}) {
+    EXPECT_TRUE(
+        metrics.has("\nkvlane_bootstrap_refused_total{cause=\"" + std::string(cause) + "\"} 1\n"))
+        << metrics.body;
+  }
 }
 
 TEST(BootstrapServer, APortInUseIsNamed) {

@@ -126,7 +126,7 @@ TEST_F(ServiceTest, AnOlderEpochIsRefusedAndANewerReplaces) {
   // The predecessor's lease ends without taking the successor's record with it.
   call("DELETE", "/kvlane/v1/lease/" + std::to_string(old_lease));
   EXPECT_EQ(rank_count("10.0.0.1:8998"), 1u);
-  EXPECT_EQ(service_.counters().refused_total.value(), 1u);
+  EXPECT_EQ(service_.counters().refused[ServiceCounters::cause_of(409)].value(), 1u);
 }
 
 TEST_F(ServiceTest, AnotherVersionIsToldWhichOneIsSpoken) {
@@ -158,6 +158,7 @@ TEST_F(ServiceTest, WrongFieldsAreNamed) {
 }
 
 TEST_F(ServiceTest, FullIsSaidAndChangesNothing) {
+  const test::ExpectLog expected("bootstrap.full");
   for (std::uint32_t i = 0; i < 100; ++i) {
     RankRecord rank = record();
     rank.instance = "i" + std::to_string(i);

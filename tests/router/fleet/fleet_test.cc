@@ -18,29 +18,29 @@ class TestClock final : public Clock {
 };
 
 TEST(Fleet, FailuresInARowMakeAWorkerUnhealthyAndOneSuccessForgivesThem) {
-  const test::ExpectLog expected("fleet.worker_state");
+  const test::ExpectLog expected("fleet.worker_unhealthy");
   TestClock clock;
   Fleet fleet({.failure_threshold = 3, .success_threshold = 2}, clock);
   Worker& worker = **fleet.add(WorkerRole::decode, "http://a:1", -1);
   EXPECT_TRUE(worker.usable()) << "a new worker is tried";
-  fleet.failed(worker, false, "x");
-  fleet.failed(worker, false, "x");
+  fleet.failed(worker, WorkerFault::error_answer, "x");
+  fleet.failed(worker, WorkerFault::error_answer, "x");
   fleet.succeeded(worker);
-  fleet.failed(worker, false, "x");
-  fleet.failed(worker, false, "x");
+  fleet.failed(worker, WorkerFault::error_answer, "x");
+  fleet.failed(worker, WorkerFault::error_answer, "x");
   EXPECT_TRUE(worker.usable());
-  fleet.failed(worker, false, "x");
+  fleet.failed(worker, WorkerFault::error_answer, "x");
   EXPECT_FALSE(worker.usable());
   fleet.checked(worker, true, 5, "");
   EXPECT_FALSE(worker.usable()) << "two good checks are asked for";
   fleet.checked(worker, true, 5, "");
   EXPECT_TRUE(worker.usable());
-  fleet.failed(worker, true, "refused");
+  fleet.failed(worker, WorkerFault::unreachable, "refused");
   EXPECT_FALSE(worker.usable()) << "a refused connection says enough";
 }
 
 TEST(Fleet, ABusyWorkersSlowHealthCheckIsNotHeldAgainstIt) {
-  const test::ExpectLog expected("fleet.worker_state");
+  const test::ExpectLog expected("fleet.worker_unhealthy");
   TestClock clock;
   Fleet fleet({.failure_threshold = 1}, clock);
   Worker& worker = **fleet.add(WorkerRole::decode, "http://a:1", -1);

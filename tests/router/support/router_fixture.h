@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <thread>
@@ -49,8 +51,13 @@ class RunningRouter {
     PrometheusText text;
     router_->visit_metrics(text);
     const std::string all = text.text();
-    const std::size_t at = all.find("\n" + name + " ");
-    return at == std::string::npos ? -1 : std::atof(all.c_str() + at + name.size() + 2);
+    double sum = -1;  // over all labels
+    for (std::size_t at = 0; (at = all.find("\n" + name, at)) != std::string::npos; ++at) {
+      const std::size_t end = at + 1 + name.size();
+      if (all[end] != ' ' && all[end] != '{') continue;
+      sum = std::max(sum, 0.0) + std::atof(all.c_str() + all.rfind(' ', all.find('\n', end)));
+    }
+    return sum;
   }
   // True once the metric has reached the value, within kPatience.
   bool wait_metric(const std::string& name, double value) const {

@@ -167,7 +167,7 @@ TEST(RouterTls, APrefillDecodeRequestOverTlsOnAllLegs) {
 }
 
 TEST(RouterTls, AWorkerThatIsNotTrustedGetsNothing) {
-  const ExpectLog tls("http.tls_failed"), state("fleet.worker_state");
+  const ExpectLog tls("http.tls_failed"), state("fleet.worker_unhealthy");
   StubWorker stub;
   certs().authority("foreign");
   const RunningRouter worker(secure(in_front_of(stub), false));
