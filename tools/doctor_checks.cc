@@ -2,10 +2,8 @@
 #include "tools/doctor_checks.h"
 
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include <cstring>
 #include <fstream>
 #include <sstream>
 
@@ -83,18 +81,22 @@ Check listener(const Settings& settings) {
           "set secret_file (or KVLANE_SECRET), listen on 127.0.0.1, or say insecure=true"};
 }
 
-// Files that hold, or may hold, secrets.
-Check private_file(const char* name, const std::string& path) {
-  struct stat facts {};
-  if (::stat(path.c_str(), &facts) != 0) {
-    return {State::problem, name, path + ": " + std::strerror(errno), "name a file that exists"};
+// As an engine will read it when it starts.
+Check secret(const Settings& settings) {
+  const std::string file = settings.value("secret_file").text;
+  std::string why;
+  const Result<Secrets> secrets = load_secrets(settings, &why);
+  switch (secrets.code()) {
+    case Code::ok:
+      return {State::ok, "secret_file", file + ", closed to others", ""};
+    case Code::permission:
+      return {State::problem, "secret_file", why, "chmod 600 " + file + "; this user must own it"};
+    case Code::not_found:
+      return {State::problem, "secret_file", why, "name a file that exists"};
+    default:
+      return {State::problem, "secret_file", why,
+              "one secret a line, of 32 characters and more, and KVLANE_SECRET unset"};
   }
-  char mode[8];
-  std::snprintf(mode, sizeof(mode), "%03o", static_cast<unsigned>(facts.st_mode & 0777U));
-  if ((facts.st_mode & (S_IROTH | S_IWOTH | S_IWGRP)) == 0) {
-    return {State::ok, name, path + ", mode " + mode, ""};
-  }
-  return {State::problem, name, path + ", mode " + mode, "chmod 600 " + path};
 }
 
 }  // namespace
@@ -114,8 +116,7 @@ std::string_view to_string(Check::State state) {
 std::vector<Check> check_host(const Settings& settings) {
   std::vector<Check> all;
   all.push_back(listener(settings));
-  const std::string secret_file = settings.value("secret_file").text;
-  if (!secret_file.empty()) all.push_back(private_file("secret_file", secret_file));
+  if (!settings.value("secret_file").text.empty()) all.push_back(secret(settings));
   all.push_back(limit(RLIMIT_NOFILE, kFdsLeast, "fd_limit", " files",
                       "ulimit -n 65536, or LimitNOFILE=65536 in the unit: peers need descriptors"));
   all.push_back(

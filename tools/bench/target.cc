@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "bench/support/futex_pingpong.h"
+#include "kvl/failure.h"
 #include "kvl/log.h"
 
 namespace kvl::bench {
@@ -45,7 +46,12 @@ void reply(Engine& engine, PeerHandle peer, const Message& question, const Statu
   answer.set("id", question.number("id"));
   const std::string text = answer.encode();
   const Status sent = engine.send(peer, std::as_bytes(std::span(text)));
-  if (!sent.ok()) log(LogLevel::info, "bench.answer_lost", {{"status", sent.to_string()}});
+  if (!sent.ok()) {
+    log(LogLevel::info, "bench.answer_lost",
+        {{"code", to_string(sent.code())},
+         {"why", sent.to_string()},
+         {"hint", remedy(sent.code())}});
+  }
 }
 
 RawSocketOptions raw_options(const Message& question) {
@@ -122,7 +128,12 @@ void Target::on_event(const EngineEvent& event) {
       if (event.data.empty() || event.data.front() != kPingNote) break;
       const std::array<std::byte, 1> note{kPongNote};
       const auto id = engine_.submit({.peer = event.peer, .note = note});
-      if (!id.ok()) log(LogLevel::warning, "bench.pong", {{"status", id.status().to_string()}});
+      if (!id.ok()) {
+        log(LogLevel::warning, "bench.pong",
+            {{"code", to_string(id.code())},
+             {"why", id.status().to_string()},
+             {"hint", remedy(id.code())}});
+      }
       break;
     }
     case EngineEvent::Kind::message: {
@@ -247,7 +258,12 @@ void Target::on_question(Visitor& visitor, const Message& question) {
       std::shared_ptr<RawSocketServer> shared = std::move(*server);
       visitor.work.push_back(std::async(std::launch::async, [shared] {
         const Status ended = shared->serve();
-        if (!ended.ok()) log(LogLevel::info, "bench.raw", {{"status", ended.to_string()}});
+        if (!ended.ok()) {
+          log(LogLevel::info, "bench.raw",
+              {{"code", to_string(ended.code())},
+               {"why", ended.to_string()},
+               {"hint", remedy(ended.code())}});
+        }
       }));
     }
     status = server.status();

@@ -1,6 +1,7 @@
 // What the connector does with the scheduler's commands: rooms open, grow ready and end.
 #include <algorithm>
 
+#include "kvl/failure.h"
 #include "kvl/log.h"
 #include "worker/connector.h"
 
@@ -112,7 +113,10 @@ void Connector::handle(Port& port, const SetLead& command) {
     port.lead = *lead;
   } else {
     log(LogLevel::error, "worker.no_lead",
-        {{"address", command.address}, {"why", lead.status().to_string()}});
+        {{"address", command.address},
+         {"code", to_string(lead.code())},
+         {"why", lead.status().to_string()},
+         {"hint", remedy(lead.code())}});
   }
 }
 

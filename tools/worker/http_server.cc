@@ -3,6 +3,7 @@
 
 #include <sys/socket.h>
 
+#include <array>
 #include <atomic>
 #include <boost/asio/dispatch.hpp>
 #include <boost/asio/io_context.hpp>
@@ -23,6 +24,8 @@
 #include <thread>
 #include <utility>
 
+#include "kvl/log.h"
+
 namespace kvl::worker {
 namespace {
 
@@ -38,10 +41,34 @@ constexpr std::chrono::milliseconds kAcceptPause{100};
 
 class Session;
 
+struct RefusalInfo {
+  HttpRefusal refusal;
+  Code code;
+  std::string_view cause, hint;
+  bool ours;  // a limit of this server was reached, and its operator may raise it
+};
+constexpr std::array<RefusalInfo, kHttpRefusals> kRefusalTable{{
+    {HttpRefusal::crowded, Code::exhausted, "crowded",
+     "too many connections at once: see who opens them, or raise worker.connections_max", true},
+    {HttpRefusal::overloaded, Code::exhausted, "overloaded",
+     "large requests fill worker.buffered_bytes_max: raise it, or send fewer at once", true},
+    {HttpRefusal::too_large, Code::exhausted, "too_large",
+     "the client sends more than worker.body_bytes_max or 64 KiB of head", false},
+    {HttpRefusal::bad_request, Code::invalid_argument, "bad_request",
+     "the client does not speak HTTP/1.1: look at it", false},
+}};
+
 struct Shared {
   HttpServerOptions options;
   HttpServer::Handler handler;
-  std::atomic<std::uint64_t> refused{0};
+  std::array<std::atomic<std::uint64_t>, kHttpRefusals> refused{};
+
+  void refuse(HttpRefusal refusal) {
+    const RefusalInfo& info = kRefusalTable[static_cast<std::size_t>(refusal)];
+    ++refused[static_cast<std::size_t>(refusal)];
+    log(info.ours ? LogLevel::warning : LogLevel::info, "worker.http_refused",
+        {{"code", kvl::to_string(info.code)}, {"cause", info.cause}, {"hint", info.hint}});
+  }
   // The loop's thread only.
   std::uint32_t connections = 0;
   std::uint64_t buffered = 0;   // claimed by large bodies
@@ -238,7 +265,9 @@ void Session::on_read(error_code code) {
 }
 
 void Session::refuse(http::status status) {
-  ++shared_.refused;
+  shared_.refuse(status == http::status::service_unavailable ? HttpRefusal::overloaded
+                 : status == http::status::bad_request       ? HttpRefusal::bad_request
+                                                             : HttpRefusal::too_large);
   answering_ = true;
   keep_alive_ = false;
   const int number = static_cast<int>(status);
@@ -319,7 +348,9 @@ class Server final : public HttpServer {
     if (thread_.joinable()) thread_.join();
   }
   std::uint16_t port() const override { return port_; }
-  std::uint64_t refused() const override { return shared_.refused; }
+  std::uint64_t refused(HttpRefusal refusal) const override {
+    return shared_.refused[static_cast<std::size_t>(refusal)];
+  }
 
   Status start(std::string* error) {
     error_code code;
@@ -353,7 +384,7 @@ class Server final : public HttpServer {
       // Out of descriptors: the next attempt would fail as well, at once.
       if (code) return pause();
       if (shared_.connections >= shared_.options.connections_max) {
-        ++shared_.refused;
+        shared_.refuse(HttpRefusal::crowded);
         // In a flood of silent connections, who sends a request at once gets in.
         if (shared_.waiting.empty()) return accept();  // the socket closes
         shared_.waiting.front()->give_way();
@@ -379,6 +410,10 @@ class Server final : public HttpServer {
 };
 
 }  // namespace
+
+std::string_view to_string(HttpRefusal refusal) {
+  return kRefusalTable[static_cast<std::size_t>(refusal)].cause;
+}
 
 std::vector<Setting> http_server_settings() {
   using O = HttpServerOptions;

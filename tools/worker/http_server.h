@@ -2,10 +2,12 @@
 // nothing of models.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kvl/config.h"
@@ -48,6 +50,11 @@ struct HttpServerOptions {
 
 std::vector<Setting> http_server_settings();
 
+// What was not HTTP, or beyond a limit.
+enum class HttpRefusal : std::uint8_t { crowded, overloaded, too_large, bad_request };
+inline constexpr std::size_t kHttpRefusals = 4;
+std::string_view to_string(HttpRefusal refusal);
+
 class HttpServer {
  public:
   // Called by the server's thread; must not block. Must use the reply, now or later.
@@ -58,8 +65,7 @@ class HttpServer {
                                                   std::string* error);
   virtual ~HttpServer() = default;  // closes every connection, joins
   virtual std::uint16_t port() const = 0;
-  // What was not HTTP, or beyond a limit.
-  virtual std::uint64_t refused() const = 0;
+  virtual std::uint64_t refused(HttpRefusal refusal) const = 0;
 };
 
 }  // namespace kvl::worker

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kvl/failure.h"
 #include "kvl/log.h"
 #include "worker/kv_only.h"
 
@@ -122,7 +123,12 @@ void Scheduler::on_event(RankEvent event) {
     if (const auto* const message = std::get_if<PeerMessage>(&event)) on_peer_message(*message);
     if (const auto* const lost = std::get_if<PeerLost>(&event)) on_peer_lost(*lost);
     if (const auto* const lost = std::get_if<RankLost>(&event)) {
-      log(LogLevel::error, "worker.rank_lost", {{"rank", lost->rank}});
+      log(LogLevel::error, "worker.rank_lost",
+          {{"rank", lost->rank},
+           {"code", to_string(Code::peer_lost)},
+           {"hint",
+            "see why its process ended: the kernel's log (out of memory); restart this worker, "
+            "which serves nothing until then"}});
       rank_lost_ = true;
       for (const SequencePtr& sequence : std::list(sequences_)) {
         fail(sequence, {Code::unavailable, "a rank of this worker is gone"});
@@ -283,6 +289,19 @@ void Scheduler::succeed(const SequencePtr& sequence, bool stopped) {
   settle_end(sequence);
 }
 
+// A client that leaves, or asks for what cannot be, is no failure of ours; of a handoff that has
+// failed its endpoint has told.
+void Scheduler::tell_failed(const Sequence& sequence, const Status& status) {
+  const bool theirs = status.code() == Code::aborted || status.code() == Code::invalid_argument;
+  const auto& session = sequence.request.session;
+  log(theirs || sequence.room_failed ? LogLevel::info : LogLevel::warning, "worker.request_failed",
+      {{"rid", sequence.request.rid},
+       {"room", session ? session->room : 0},
+       {"code", to_string(status.code())},
+       {"why", status.context()},
+       {"hint", remedy(status.code())}});
+}
+
 void Scheduler::fail(const SequencePtr& sequence, const Status& status, std::string reason) {
   Update update;
   update.status = status;
@@ -302,7 +321,10 @@ void Scheduler::fail_by_peer(const SequencePtr& sequence, const Status& status,
 void Scheduler::end_failed(const SequencePtr& sequence, Update update) {
   if (sequence->state == State::ending) return;
   const Status status = update.status;
-  ++figures_.requests_failed;
+  const auto cause =
+      std::min(static_cast<std::size_t>(status.code()), SchedulerFigures::kCodes - 1);
+  ++figures_.requests_failed[cause];
+  tell_failed(*sequence, status);
   mark(*sequence, Stage::ended, status);
   update.done = true;
   update.figures = sequence->figures;

@@ -13,7 +13,9 @@
 // never wait for each other's pages.
 #pragma once
 
+#include <array>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -26,6 +28,7 @@
 #include <vector>
 
 #include "kvl/clock.h"
+#include "kvl/status.h"
 #include "kvl/trace.h"
 #include "worker/messages.h"
 #include "worker/model_config.h"
@@ -59,7 +62,9 @@ struct SchedulerFigures {
   std::uint32_t pages_free = 0, pages_held = 0, pages_quarantined = 0;
   std::uint64_t pages_cached = 0;
   std::uint64_t requests_queued = 0, requests_running = 0;
-  std::uint64_t requests_ok = 0, requests_failed = 0;
+  static constexpr std::size_t kCodes = static_cast<std::size_t>(Code::internal) + 1;
+  std::uint64_t requests_ok = 0;
+  std::array<std::uint64_t, kCodes> requests_failed{};  // by Code
   std::uint64_t prompt_tokens = 0, output_tokens = 0, cached_tokens = 0;
   std::uint64_t handoffs_ok = 0, handoffs_failed = 0;
   std::uint64_t bytes_moved = 0, pages_moved = 0, pages_verified = 0, pages_wrong = 0;
@@ -161,6 +166,7 @@ class Scheduler {
   void fail(const SequencePtr& sequence, const Status& status, std::string reason = {});
   void fail_by_peer(const SequencePtr& sequence, const Status& status, std::string reason = {});
   void end_failed(const SequencePtr& sequence, Update update);
+  void tell_failed(const Sequence& sequence, const Status& status);
   void settle_end(const SequencePtr& sequence);
   void publish_figures();
 

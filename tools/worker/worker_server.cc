@@ -348,7 +348,13 @@ void Worker::visit_metrics(MetricVisitor& visitor) const {
   gauge("kvlane_worker_requests_queued", "Requests without pages yet", f.requests_queued);
   gauge("kvlane_worker_requests_running", "Requests with pages", f.requests_running);
   counter("kvlane_worker_requests_ok_total", "Requests that ended well", f.requests_ok);
-  counter("kvlane_worker_requests_failed_total", "Requests that failed", f.requests_failed);
+  for (std::size_t i = 0; i < f.requests_failed.size(); ++i) {
+    const auto code = static_cast<Code>(i);
+    if (f.requests_failed[i] == 0 && code != Code::unavailable) continue;
+    visitor.counter("kvlane_worker_requests_failed_total", "Requests that failed, by cause",
+                    {{"cause", std::string(to_string(code))}},
+                    static_cast<double>(f.requests_failed[i]));
+  }
   counter("kvlane_worker_prompt_tokens_total", "Tokens of admitted prompts", f.prompt_tokens);
   counter("kvlane_worker_cached_tokens_total", "Of these, found in the cache", f.cached_tokens);
   counter("kvlane_worker_output_tokens_total", "Tokens generated", f.output_tokens);
@@ -358,8 +364,13 @@ void Worker::visit_metrics(MetricVisitor& visitor) const {
   counter("kvlane_worker_pages_moved_total", "KV pages received by handoffs", f.pages_moved);
   counter("kvlane_worker_pages_verified_total", "KV pages compared byte by byte", f.pages_verified);
   counter("kvlane_worker_pages_wrong_total", "KV pages found wrong", f.pages_wrong);
-  counter("kvlane_worker_http_refused_total", "Connections and requests that were not HTTP",
-          http_->refused());
+  for (std::size_t i = 0; i < kHttpRefusals; ++i) {
+    const auto refusal = static_cast<HttpRefusal>(i);
+    visitor.counter("kvlane_worker_http_refused_total",
+                    "Connections and requests that were not HTTP, or beyond a limit, by cause",
+                    {{"cause", std::string(to_string(refusal))}},
+                    static_cast<double>(http_->refused(refusal)));
+  }
   for (const std::unique_ptr<RankHost>& host : hosts_) host->visit_metrics(visitor);
 }
 

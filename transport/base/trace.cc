@@ -105,8 +105,9 @@ void drop(TraceState& s, int error) {
   s.dropped.fetch_add(1, std::memory_order_relaxed);
   if (s.told.exchange(true)) return;
   log(LogLevel::warning, "trace.dropped",
-      {{"why", std::strerror(error)},
-       {"do", "make room where trace.file is; stages are lost until then, requests are not"}});
+      {{"code", to_string(Code::exhausted)},
+       {"why", std::strerror(error)},
+       {"hint", "make room where trace.file is; stages are lost until then, requests are not"}});
 }
 
 void append(TraceState& s, std::string_view line) {
@@ -257,7 +258,7 @@ Status open_trace(const TraceConfig& config, std::string_view process, std::stri
       return fail(status);
     }
     log(LogLevel::warning, "testing.stop_at",
-        {{"at", config.stop_at}, {"do", "not for service: unset testing.enabled"}});
+        {{"at", config.stop_at}, {"hint", "not for service: unset testing.enabled"}});
   }
   if (!config.file.empty()) {
     const std::string path = expand(config.file);

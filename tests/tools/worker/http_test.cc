@@ -1,6 +1,8 @@
 // The worker's HTTP front over real sockets: SGLang's endpoints, streams, and what is not HTTP.
+#include <algorithm>
 #include <boost/json/parse.hpp>
 #include <boost/json/value.hpp>
+#include <cstdlib>
 
 #include "tests/tools/worker/http_client.h"
 #include "tests/tools/worker/worker_rig.h"
@@ -24,8 +26,14 @@ class Http : public ::testing::Test {
   }
   double metric(const std::string& name) {
     const std::string text = "\n" + call("GET", "/metrics").body;
-    const std::size_t at = text.find("\n" + name + " ");
-    return at == std::string::npos ? -1 : std::atof(text.c_str() + at + name.size() + 2);
+    double sum = -1;  // over all labels
+    for (std::size_t at = 0; (at = text.find("\n" + name, at)) != std::string::npos; ++at) {
+      const std::size_t end = at + 1 + name.size();
+      if (text[end] != ' ' && text[end] != '{') continue;
+      const std::size_t line_end = text.find('\n', end);
+      sum = std::max(sum, 0.0) + std::atof(text.c_str() + text.rfind(' ', line_end));
+    }
+    return sum;
   }
   std::unique_ptr<WorkerServer> worker_;
 };
