@@ -21,10 +21,12 @@ constexpr std::array<Failure, 11> kFailures{{
      "kvlane_handoff_peers_refused_total, kvlane_peers_lost_total"},
     {Code::exhausted, "a bounded resource is full; nothing was changed", "retry after poll()",
      "raise the limit that the context names, or send less at a time",
-     "kvlane_handoff_early_dropped_total, kvlane_transfers_ended_total"},
+     "kvlane_control_refused_total, kvlane_handoff_early_dropped_total, "
+     "kvlane_transfers_ended_total"},
     {Code::unavailable, "this path is not usable now", "retry elsewhere",
      "see whether the peer listens and is reachable: kvlane doctor PEER",
-     "kvlane_transfers_ended_total, kvlane_rail_piece_failures_total"},
+     "kvlane_peers_unreachable_total, kvlane_transfers_ended_total, "
+     "kvlane_rail_piece_failures_total"},
     {Code::peer_lost, "the other process is gone or silent",
      "retry with another peer; reuse pages when they are released",
      "see why the peer ended: its log, the kernel's (out of memory), the network between",
@@ -37,7 +39,8 @@ constexpr std::array<Failure, 11> kFailures{{
      "nothing; the side that asked logs why", "kvlane_handoffs_ended_total"},
     {Code::permission, "refused by the other side or by the kernel", "do not retry",
      "compare users and secrets of both sides; run kvlane doctor on each",
-     "kvlane_tcp_refused_runs_total, kvlane_shm_refused_memory_total"},
+     "kvlane_control_refused_total, kvlane_tcp_refused_runs_total, "
+     "kvlane_shm_refused_memory_total"},
     {Code::corrupt, "bytes failed a check, and again on another path; they were not delivered",
      "compute the pages again",
      "look at memory errors (edac), NIC and driver of the peer and path that the counter names",
