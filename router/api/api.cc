@@ -65,10 +65,11 @@ void Api::handle(Session& session) {
     const bool head = method == "HEAD" && route.method == "GET" && route.run != &Api::pass;
     if (method != route.method && !head) continue;
     if (allowed(session, route.access)) return (this->*route.run)(session);
-    return session.reply({.status = 401,
-                          .body = http::error_body(401, "authentication_error",
-                                                   "missing or wrong: Authorization: Bearer KEY"),
-                          .headers = "WWW-Authenticate: Bearer\r\n"});
+    return session.turn_away(
+        {.status = 401,
+         .body = http::error_body(401, "authentication_error",
+                                  "missing or wrong: Authorization: Bearer KEY"),
+         .headers = "WWW-Authenticate: Bearer\r\n"});
   }
   if (known_path) {
     return reply_error(session, 405, "invalid_request_error", "method not allowed on this path");

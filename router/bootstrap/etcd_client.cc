@@ -76,11 +76,16 @@ Client::Client(http::Loop& loop, ClientOptions options)
 
 Client::~Client() = default;
 
+void Client::count_failed(Code code) {
+  const auto cause = std::min(static_cast<std::size_t>(code), ClientCounters::kCodes - 1);
+  counters_.failed_calls[cause].add();
+}
+
 void Client::call(std::string_view path, std::string body, Answered answered) {
   counters_.calls_total.add();
   if (stopping_) return answered({Code::aborted, "the server stops"}, {});
   if (waiting_.size() >= kWaitingMax) {
-    counters_.failed_calls_total.add();
+    count_failed(Code::exhausted);
     return answered({Code::exhausted, "too many calls to etcd are under way"}, {});
   }
   const auto call = std::make_shared<Call>();
@@ -194,7 +199,7 @@ void Client::try_again(const CallPtr& call, std::size_t endpoint) {
 }
 
 void Client::finish(const CallPtr& call, const Status& status, std::string_view body) {
-  if (!status.ok()) counters_.failed_calls_total.add();
+  if (!status.ok()) count_failed(status.code());
   call->answered(status, body);
   if (!waiting_.empty()) start_waiting();
 }

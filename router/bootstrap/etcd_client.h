@@ -2,6 +2,8 @@
 // token where there is a user. All of it on one loop; nothing here blocks.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -27,7 +29,9 @@ struct ClientOptions {
 
 // Written by the loop's thread, read by any.
 struct ClientCounters {
-  Counter calls_total, failed_calls_total, failovers_total, tokens_total;
+  static constexpr std::size_t kCodes = static_cast<std::size_t>(Code::internal) + 1;
+  Counter calls_total, failovers_total, tokens_total;
+  std::array<Counter, kCodes> failed_calls;  // by Code
 };
 
 class Client final : public http::Timed {
@@ -67,6 +71,7 @@ class Client final : public http::Timed {
   void answered(const CallPtr& call, std::size_t endpoint, int status, std::string_view body,
                 const Status& why);
   void try_again(const CallPtr& call, std::size_t endpoint);
+  void count_failed(Code code);
   void finish(const CallPtr& call, const Status& status, std::string_view body);
   void start_waiting();
   void authenticate();

@@ -191,8 +191,14 @@ void EtcdStore::visit_metrics(MetricVisitor& visitor) const {
   counter("kvlane_bootstrap_etcd_leases_restored_total", "leases granted again to living ranks",
           leases_.restored_total);
   counter("kvlane_bootstrap_etcd_calls_total", "calls to etcd", client_.counters().calls_total);
-  counter("kvlane_bootstrap_etcd_failed_calls_total", "calls to etcd that failed",
-          client_.counters().failed_calls_total);
+  for (std::size_t i = 0; i < etcd::ClientCounters::kCodes; ++i) {
+    const auto code = static_cast<Code>(i);
+    const Counter& failed = client_.counters().failed_calls[i];
+    if (failed.value() == 0 && code != Code::unavailable) continue;  // with its first
+    visitor.counter("kvlane_bootstrap_etcd_failed_calls_total",
+                    "calls to etcd that failed, by cause",
+                    {{"cause", std::string(to_string(code))}}, static_cast<double>(failed.value()));
+  }
   counter("kvlane_bootstrap_etcd_failovers_total", "times that a member was left for another",
           client_.counters().failovers_total);
 }

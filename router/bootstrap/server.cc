@@ -32,7 +32,7 @@ class Handler final : public http::RequestHandler {
   void handle(http::Session& session) override {
     const http::RequestHead& request = session.request();
     if (!allowed(session)) {
-      return session.reply(
+      return session.turn_away(
           {.status = 401,
            .body = encode_error("secret",
                                 "this service has a secret: the request must be signed with it"),

@@ -14,6 +14,8 @@ constexpr std::array<RefusalInfo, kRefusals> kTable{{
      true},
     {Refusal::overloaded, Code::exhausted, "overloaded",
      "large requests fill max_buffered_bytes: raise it, or send fewer at once", true},
+    {Refusal::unauthorized, Code::permission, "unauthorized",
+     "the client has no key or secret of this server, or a wrong one: see docs/tls.md", true},
     {Refusal::too_slow, Code::timed_out, "too_slow",
      "the client, or the network to it, is slower than header_timeout_secs allows", false},
     {Refusal::too_large, Code::exhausted, "too_large",
@@ -36,6 +38,8 @@ const RefusalInfo& about(Refusal refusal) { return kTable[static_cast<std::size_
 
 Refusal refusal_of(int status) {
   switch (status) {
+    case 401:
+      return Refusal::unauthorized;
     case 408:
       return Refusal::too_slow;
     case 413:
@@ -53,7 +57,7 @@ Refusal refusal_of(int status) {
 void RefusalCounters::add(Refusal refusal, std::string_view client, std::string_view why) {
   const RefusalInfo& info = about(refusal);
   counts[static_cast<std::size_t>(refusal)].add();
-  log(info.ours ? LogLevel::warning : LogLevel::info, "http.refused",
+  log(info.warn ? LogLevel::warning : LogLevel::info, "http.refused",
       {{"client", client},
        {"code", to_string(info.code)},
        {"cause", info.cause},

@@ -15,6 +15,7 @@ enum class Refusal : std::uint8_t {
   crowded,          // max_connections: the one that is idle longest goes
   crowded_address,  // max_connections_per_address
   overloaded,       // max_buffered_bytes, or no memory
+  unauthorized,     // no key or signature, or a wrong one
   too_slow,
   too_large,
   bad_request,
@@ -27,7 +28,7 @@ struct RefusalInfo {
   Code code;
   std::string_view cause;  // in metrics and logs; stable
   std::string_view hint;
-  bool ours;  // a limit of this server was reached, and its operator may raise it
+  bool warn;  // a limit of this server was reached, or somebody is where he does not belong
 };
 const RefusalInfo& about(Refusal refusal);
 // Of an answer that the server gives by itself.

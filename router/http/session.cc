@@ -351,6 +351,11 @@ void Session::next_request() {
   asio::post(stream_.socket().get_executor(), [self = shared_from_this()] { self->parse_head(); });
 }
 
+void Session::turn_away(const Reply& refusal) {
+  context_.counters.refused.add(refusal_of(refusal.status), address_.to_string());
+  reply(refusal);
+}
+
 void Session::refuse(int status, const char* why) {
   context_.counters.refused.add(refusal_of(status), address_.to_string(), why);
   state_ = State::answering;

@@ -99,6 +99,8 @@ class Session final : public std::enable_shared_from_this<Session>,
   std::string_view body() const { return body_; }
   SessionContext& context() { return context_; }
 
+  // A whole answer at once, to a client that must not know more than that; counted and told.
+  void turn_away(const Reply& reply);
   // A whole answer at once.
   void reply(const Reply& reply);
 

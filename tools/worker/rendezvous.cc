@@ -177,4 +177,11 @@ Result<Instance> Rendezvous::ask(const Query& query) {
   return instance_of(*records);
 }
 
+std::uint64_t Rendezvous::failed_renewals() {
+  const std::lock_guard lock(mutex_);
+  std::uint64_t sum = 0;
+  for (const auto& [url, client] : clients_) sum += client->failed_renewals();
+  return sum;
+}
+
 }  // namespace kvl::worker

@@ -57,6 +57,8 @@ class Rendezvous {
   // find() asks again. Where the rendezvous does not know better, what was known has to do.
   void doubt(const std::string& host, std::int64_t port);
   void doubt(const std::string& address);
+  // Leases of our ranks that were not renewed in time, all services together.
+  std::uint64_t failed_renewals();
 
  private:
   using Time = std::chrono::steady_clock::time_point;

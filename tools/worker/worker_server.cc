@@ -364,6 +364,10 @@ void Worker::visit_metrics(MetricVisitor& visitor) const {
   counter("kvlane_worker_pages_moved_total", "KV pages received by handoffs", f.pages_moved);
   counter("kvlane_worker_pages_verified_total", "KV pages compared byte by byte", f.pages_verified);
   counter("kvlane_worker_pages_wrong_total", "KV pages found wrong", f.pages_wrong);
+  if (rendezvous_ != nullptr) {
+    counter("kvlane_worker_renewals_failed_total", "Renewals of ranks' leases that failed",
+            rendezvous_->failed_renewals());
+  }
   for (std::size_t i = 0; i < kHttpRefusals; ++i) {
     const auto refusal = static_cast<HttpRefusal>(i);
     visitor.counter("kvlane_worker_http_refused_total",

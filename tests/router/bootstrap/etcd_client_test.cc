@@ -106,7 +106,7 @@ TEST(EtcdClient, NobodyAnsweringIsUnavailableInTime) {
   b.stop();
   ClientRig rig(options);
   EXPECT_EQ(rig.call().first.code(), Code::unavailable);
-  EXPECT_EQ(rig.counters().failed_calls_total.value(), 1u);
+  EXPECT_EQ(rig.counters().failed_calls[static_cast<std::size_t>(Code::unavailable)].value(), 1u);
 }
 
 TEST(EtcdClient, WhatEtcdRefusesIsNotTriedElsewhere) {

@@ -293,6 +293,7 @@ TEST(RendezvousTls, ClientsAndServerShowCertificates) {
 const std::string kSecret = "a secret for tests, forty characters 012";
 
 TEST(RendezvousSecret, TheTokenIsNeededButForHealthAndSglangsProtocol) {
+  const ExpectLog refused("http.refused");
   const auto secrets = Secrets::parse(kSecret);
   const auto server = serve({.secrets = *secrets});
   const auto open = [&](const std::string& token) {
@@ -314,6 +315,7 @@ TEST(RendezvousSecret, TheTokenIsNeededButForHealthAndSglangsProtocol) {
 }
 
 TEST(RouterSecret, KeysForClientsTheTokenForOperators) {
+  const ExpectLog refused("http.refused");
   const StubWorker worker(StubWorker::answer_name("w"));
   const std::string keys = testing::TempDir() + "kvlane_keys." + std::to_string(::getpid());
   std::ofstream(keys) << "# clients\nkey-of-a-client-1\n";
