@@ -253,7 +253,9 @@ Status Worker::register_rank(const RankRecord& record, const std::string& fallba
     if (!again || std::chrono::steady_clock::now() >= end) return status;
     if (!told) {
       log(LogLevel::warning, "worker.register_again",
-          {{"why", status.to_string()}, {"hint", "see whether the rendezvous and its store run"}});
+          {{"code", to_string(status.code())},
+           {"why", status.to_string()},
+           {"hint", "see whether the rendezvous and its store run"}});
     }
     if (asked_to_stop_within(kRegisterPause)) return {Code::aborted, "asked to stop"};
   }
