@@ -36,6 +36,7 @@ const auto kQuietly = [](const Totals&) {};
 struct ServingSim : testing::Test {
   test::ExpectLog renewals{"bootstrap.renewal_failed"};
   test::ExpectLog unreachable{"peer.no_common_transport"};
+  test::ExpectLog late{"control.refused"};  // a hello that the network holds up
   test::ExpectLog rails{"rail."};
   test::ExpectLog handoffs{"handoff."};
 };
