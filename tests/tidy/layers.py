@@ -39,10 +39,12 @@ MAY_INCLUDE = {
 }
 
 # Headers belong to the module that defines them; these do not follow from their folder. control_net.h
-# is the engine's seam to the network, beside transport.h: the simulator implements both.
+# is the engine's seam to the network, beside transport.h: the simulator implements both. Whom it turns
+# away it says in the words of refusals.h.
 HEADERS = {
     "transport/include/kvl/transport.h": "interface",
     "transport/core/control_net.h": "interface",
+    "transport/core/refusals.h": "interface",
     "transport/include/kvl/engine.h": "core",
     "kvcache/include/kvl/handoff.h": "handoff",
     "kvcache/include/kvl/bootstrap_client.h": "bootstrap",
