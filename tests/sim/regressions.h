@@ -21,10 +21,12 @@ inline constexpr Regression kRegressions[] = {
      "processes decode's pages stayed in quarantine for ever"},
     {1244, "", "the same, with a peer that was given up while stuck inside our memory"},
     {5000559, "",
-     "prefill would not vouch for an attempt with one decode rank because a write of the same room to "
+     "prefill would not vouch for an attempt with one decode rank because a write of the same room "
+     "to "
      "another rank had been unproven: the first rank's pages stayed in quarantine for ever"},
     {5011427, "",
-     "the proof that a lost write cannot land came after its transfer had ended quarantined, and was "
+     "the proof that a lost write cannot land came after its transfer had ended quarantined, and "
+     "was "
      "dropped: decode's pages stayed in quarantine until prefill ended"},
 };
 
