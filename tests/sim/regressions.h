@@ -28,6 +28,10 @@ inline constexpr Regression kRegressions[] = {
      "the proof that a lost write cannot land came after its transfer had ended quarantined, and "
      "was "
      "dropped: decode's pages stayed in quarantine until prefill ended"},
+    {5026478, "",
+     "the checkers' own: a read that its reader had given up came late to a page that was free "
+     "again; "
+     "nobody took the answer"},
 };
 
 }  // namespace kvl::simulation

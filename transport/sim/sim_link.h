@@ -136,12 +136,13 @@ class SimLink final : public Link {
   bool admit(std::uint64_t peer_id, std::uint64_t secret);
   bool admit_ghost(std::uint64_t peer_id, std::uint64_t secret, const Packet& packet) const;
   bool sender_has_closed(const Packet& packet) const;
+  bool reads_into_nothing(const Packet& packet) const;
   bool sends_to(std::uint64_t peer_id) const;
   void settle_ghosts();
   void move(const PacketPtr& packet, const Grants& granted, NodeId sender);
   void on_data(std::uint64_t peer_id, bool ghost, const PacketPtr& packet, NodeId sender);
   Code apply(const Run& run, const Grants& granted, Direction direction, std::byte* payload,
-             NodeId sender);
+             NodeId sender, bool watched);
   void observe(Touch touch, const std::byte* data, std::uint64_t bytes, NodeId other) const {
     if (Observer* const o = world_.observer()) o->touched(port_.node, touch, data, bytes, other);
   }

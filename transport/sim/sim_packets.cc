@@ -155,6 +155,13 @@ bool SimLink::sender_has_closed(const Packet& packet) const {
   return sender == nullptr || sender->peers_.find(packet.sender_peer) == nullptr;
 }
 
+// Its batch has ended: whatever is read, the answer is thrown away.
+bool SimLink::reads_into_nothing(const Packet& packet) const {
+  if (packet.direction != Direction::read) return false;
+  const SimLink* const sender = world_.link(packet.sender_link);
+  return sender == nullptr || sender->batches_.find(packet.batch) == nullptr;
+}
+
 // A ghost gets no answer.
 void SimLink::on_data(std::uint64_t peer_id, bool ghost, const PacketPtr& packet, NodeId sender) {
   if (sender_has_closed(*packet)) return;
@@ -179,8 +186,9 @@ void SimLink::on_data(std::uint64_t peer_id, bool ghost, const PacketPtr& packet
 void SimLink::move(const PacketPtr& packet, const Grants& granted, NodeId sender) {
   if (packet->direction == Direction::read) packet->payload.resize(packet->bytes);
   std::byte* payload = packet->payload.data();
+  const bool watched = !reads_into_nothing(*packet);
   for (const Run& run : packet->runs) {
-    const Code code = apply(run, granted, packet->direction, payload, sender);
+    const Code code = apply(run, granted, packet->direction, payload, sender, watched);
     if (code != Code::ok) refused_.add();
     if (packet->code == Code::ok) packet->code = code;
     payload += run.end - run.begin;
@@ -191,7 +199,7 @@ void SimLink::move(const PacketPtr& packet, const Grants& granted, NodeId sender
 
 // A run is judged as a whole before any byte of it moves.
 Code SimLink::apply(const Run& run, const Grants& granted, Direction direction, std::byte* payload,
-                    NodeId sender) {
+                    NodeId sender, bool watched) {
   const MemoryState* const state = memories_.find(run.key);
   if (state == nullptr) return Code::invalid_argument;
   if (!granted.contains(run.key)) return Code::permission;
@@ -203,8 +211,10 @@ Code SimLink::apply(const Run& run, const Grants& granted, Direction direction, 
     const std::uint64_t length = std::min(run.bytes - in_piece, run.end - position);
     std::byte* const here =
         state->memory.data + run.offset + position / run.bytes * run.stride + in_piece;
-    observe(direction == Direction::write ? Touch::remote_write : Touch::remote_read, here, length,
-            sender);
+    if (watched) {
+      observe(direction == Direction::write ? Touch::remote_write : Touch::remote_read, here,
+              length, sender);
+    }
     std::memcpy(direction == Direction::write ? here : payload,
                 direction == Direction::write ? payload : here, length);
     payload += length;
