@@ -104,6 +104,9 @@ void EngineImpl::open_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote
   pair.on_rail = true;
   pair.fenced = false;
   if (peer.dialer) ++pair.incarnation;
+  // What an earlier attempt has under way ends on its own and does not count against this one.
+  pair.inflight = 0;
+  pair.queued = false;
   const PairName name = name_of(peer, pair);
   const PeerRole role = peer.dialer ? PeerRole::active : PeerRole::passive;
   ++peer.links_open;
