@@ -109,12 +109,12 @@ void FakeWorld::up_event(std::size_t at, std::size_t of) {
   engines_[at]->events_.push_back(event);
 }
 
-void FakeWorld::down_event(std::size_t at, std::size_t of, bool fenced) {
+void FakeWorld::down_event(std::size_t at, std::size_t of, bool fenced, std::uint64_t epoch) {
   EngineEvent event;
   event.kind = EngineEvent::Kind::peer_down;
   event.code = Code::peer_lost;
   event.peer = handle(of);
-  event.epoch = engines_[of]->epoch_;
+  event.epoch = epoch;
   event.fenced = fenced;
   engines_[at]->events_.push_back(event);
 }
@@ -158,6 +158,10 @@ void FakeWorld::kill(std::size_t index, bool fenced) {
 void FakeWorld::fence(std::size_t at, std::size_t from) {
   std::erase_if(ghosts_, [&](const Ghost& g) { return g.from == from && g.to == at; });
   down_event(at, from, true);
+}
+
+void FakeWorld::fence_life(std::size_t at, std::size_t from, std::uint64_t epoch) {
+  down_event(at, from, true, epoch);
 }
 
 std::byte* FakeWorld::address(MemoryHandle handle, std::uint64_t offset,

@@ -85,6 +85,8 @@ class FakeWorld {
   void kill(std::size_t index, bool fenced);
   // Late proof: nothing of `from` can land at `at` any more.
   void fence(std::size_t at, std::size_t from);
+  // The same of an earlier life of it: what its later one writes is its own affair.
+  void fence_life(std::size_t at, std::size_t from, std::uint64_t epoch);
 
   // Lets all unproven writes land now.
   void run_ghosts();
@@ -142,7 +144,10 @@ class FakeWorld {
   bool deliver(std::size_t from, std::size_t to);
   void cut(std::size_t a, std::size_t b, bool fenced);
   void up_event(std::size_t at, std::size_t of);
-  void down_event(std::size_t at, std::size_t of, bool fenced);
+  void down_event(std::size_t at, std::size_t of, bool fenced) {
+    down_event(at, of, fenced, engines_[of]->epoch_);
+  }
+  void down_event(std::size_t at, std::size_t of, bool fenced, std::uint64_t epoch);
   std::byte* address(MemoryHandle handle, std::uint64_t offset, std::uint64_t bytes) const;
 
   std::vector<std::unique_ptr<FakeEngine>> engines_;

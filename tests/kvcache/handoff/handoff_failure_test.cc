@@ -276,5 +276,41 @@ TEST(HandoffGreeting, ALaterEpochIsAFence) {
   cluster.expect_committed(waits);
 }
 
+// The end of an earlier life is seen late, when the next one is at work already.
+TEST_P(HandoffTrouble, ALateFenceOfAnEarlierLifeSaysNothingOfTheNext) {
+  for (const std::size_t restarted : {0U, 1U}) {
+    SCOPED_TRACE(restarted == 0 ? "prefill restarts" : "decode restarts");
+    Cluster cluster;
+    const std::size_t at = 1 - restarted;
+    const Request old = cluster.make_request(1, 16, 0, GetParam());
+    const Request next = cluster.make_request(2, 16, 0, GetParam());
+    const std::uint64_t epoch = cluster.world.engine(restarted).epoch();
+    bring_to(cluster, old, Stage::accepted);
+    cluster.world.break_link(0, 1, false);
+    cluster.run();
+    cluster.world.restart(restarted);
+    cluster.world.connect(0, 1);
+    cluster.run();
+    bring_to(cluster, next, Stage::moving);
+    cluster.world.fence_life(at, restarted, epoch);
+    cluster.run();
+    EXPECT_EQ(cluster.seen_decode(2).terminals(), 0) << cluster.seen_decode(2).reason;
+    EXPECT_EQ(cluster.seen_prefill(2).terminals(), 0) << cluster.seen_prefill(2).reason;
+    // Nor does it free what the later life may still touch.
+    cluster.world.break_link(0, 1, false);
+    cluster.run();
+    cluster.world.fence_life(at, restarted, epoch);
+    cluster.run();
+    const bool push = GetParam() == HandoffMode::push;
+    EXPECT_FALSE(push && at == 1 && cluster.seen_decode(2).safe);
+    EXPECT_FALSE(!push && at == 0 && cluster.seen_prefill(2).safe);
+    cluster.world.fence(0, 1);
+    cluster.world.fence(1, 0);
+    cluster.world.hold_transfers = false;
+    cluster.run();
+    cluster.expect_nothing_open();
+  }
+}
+
 }  // namespace
 }  // namespace kvl::test

@@ -1,6 +1,7 @@
 // What makes no sense, comes too early, or is hostile: a typed answer, and nothing else is harmed.
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <string>
 
 #include "kvcache/handoff/wire.h"
@@ -149,6 +150,65 @@ TEST(HandoffHostile, AnotherVersionIsRefusedQuietly) {
   }
   EXPECT_EQ(cluster.seen_decode(1).code, Code::unsupported);
   EXPECT_TRUE(cluster.seen_decode(1).safe);
+}
+
+// Segments are counted on both sides: a gap, or a finish that counts others than came, is no end.
+class HandoffCounts : public ::testing::TestWithParam<HandoffMode> {
+ protected:
+  // Prefill moves all layers one by one and finishes; `change` sees each of its messages.
+  void move(const std::function<void(handoff::Message&)>& change) {
+    cluster_.world.on_message = [&change](std::size_t from, std::size_t,
+                                          std::vector<std::byte>& m) {
+      handoff::Message message = handoff::decode(m).value();
+      if (from != 0) return true;
+      change(message);
+      m = handoff::encode(message);
+      return true;
+    };
+    cluster_.open_everywhere(request_);
+    cluster_.run();
+    for (std::uint32_t layer = 0; layer < 4; ++layer) {
+      if (!cluster_.ready(request_, 0, {layer, 1}, 16).ok()) return;  // decode has refused it
+      cluster_.run();
+    }
+    cluster_.finish_everywhere(request_);
+    cluster_.run();
+  }
+  Cluster cluster_;
+  const Request request_ = cluster_.make_request(1, 16, 0, GetParam());
+};
+INSTANTIATE_TEST_SUITE_P(All, HandoffCounts,
+                         ::testing::Values(HandoffMode::push, HandoffMode::pull),
+                         [](const auto& param) { return std::string(to_string(param.param)); });
+
+TEST_P(HandoffCounts, AreAsTheyCame) {
+  move([](handoff::Message&) {});
+  cluster_.expect_committed(request_);
+}
+
+TEST_P(HandoffCounts, AGapIsCorrupt) {
+  move([](handoff::Message& message) {
+    auto* const segment = std::get_if<handoff::SegmentMessage>(&message.body);
+    if (segment != nullptr && segment->seq == 2) segment->seq = 3;
+  });
+  EXPECT_EQ(cluster_.seen_decode(1).code, Code::corrupt);
+  EXPECT_EQ(cluster_.seen_decode(1).committed, 0);
+}
+
+TEST_P(HandoffCounts, AFinishOfMoreSegmentsIsCorrupt) {
+  move([](handoff::Message& message) {
+    if (auto* const finish = std::get_if<handoff::Finish>(&message.body)) ++finish->segments;
+  });
+  EXPECT_EQ(cluster_.seen_decode(1).code, Code::corrupt);
+  EXPECT_EQ(cluster_.seen_decode(1).committed, 0);
+}
+
+TEST_P(HandoffCounts, AFinishOfFewerSegmentsIsCorrupt) {
+  move([](handoff::Message& message) {
+    if (auto* const finish = std::get_if<handoff::Finish>(&message.body)) --finish->segments;
+  });
+  EXPECT_EQ(cluster_.seen_decode(1).code, Code::corrupt);
+  EXPECT_EQ(cluster_.seen_decode(1).committed, 0);
 }
 
 // Messages that no correct peer sends: the room they name may fail, nothing else is harmed.

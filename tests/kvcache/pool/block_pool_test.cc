@@ -137,6 +137,22 @@ TEST(BlockPool, SharedPageOfAnExposedLeaseIsQuarantinedLater) {
   EXPECT_EQ(pool.counts(), (Counts{10, 0, 0}));
 }
 
+TEST(BlockPool, APageOfTwoExposedLeasesNeedsBothProofs) {
+  BlockPool pool(10);
+  const auto a = pool.allocate(2);
+  const std::vector<PageRef> refs{*pool.ref(list(pool, *a)[0])};
+  const auto b = pool.share(refs);
+  ASSERT_TRUE(pool.expose(*a).ok());
+  ASSERT_TRUE(pool.expose(*b).ok());
+  const auto of_a = pool.release(*a), of_b = pool.release(*b);
+  EXPECT_EQ(pool.counts(), (Counts{8, 0, 2}));
+  ASSERT_TRUE(pool.release_quarantine(*of_a).ok());
+  EXPECT_EQ(pool.counts(), (Counts{9, 0, 1})) << "the other peer may still write it";
+  EXPECT_EQ(pool.allocate(10).code(), Code::exhausted);
+  ASSERT_TRUE(pool.release_quarantine(*of_b).ok());
+  EXPECT_EQ(pool.counts(), (Counts{10, 0, 0}));
+}
+
 TEST(BlockPool, DeadlinesEndLeasesInOrder) {
   BlockPool pool(10);
   const auto late = pool.allocate(1, 30);
