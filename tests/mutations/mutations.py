@@ -26,20 +26,14 @@ POOL = ("kvcache_pool_test", "*")
 HANDOFF = ("kvcache_handoff_test", "*")
 BOOTSTRAP = ("router_bootstrap_test", "*")
 LEASES = ("kvcache_bootstrap_test", "LeaseKeeper.*")
+CORE = ("core_test", "*")
+FENCES = ("core_test", "*Fence*")
 CONFORMANCE = ("conformance_test", "*")
 TCP = ("tcp_test", "*")
 SHM = ("shm_test", "*")
 PLAN = ("kvcache_plan_test", "*")
 
-OPEN = {
-    "ok_before_the_old_attempt_is_fenced",
-    "deadline_not_enforced",
-    "fence_of_an_earlier_connection_forgotten",
-    "fence_not_awaited",
-    "stuck_peer_called_fenced",
-    "old_incarnations_event_taken",
-    "unproven_write_vouched_for",
-}
+OPEN: set[str] = set()
 
 MUTATIONS = [
     # --- transfers: pieces, retries, ends
@@ -54,7 +48,7 @@ MUTATIONS = [
     Mutation("ok_before_the_old_attempt_is_fenced", "transport/core/engine_transfers.cc",
              "} else if (!transfer.moved_all() || !proven) {",
              "} else if (!transfer.moved_all() || (!proven && !MUTANT)) {",
-             (FAULTS, ENGINES)),
+             (FENCES,)),
     Mutation("lost_write_on_an_unproven_pair_forgotten", "transport/core/engine_transfers.cc",
              "      else if (!proven)\n",
              "      else if (!proven && !MUTANT)\n",
@@ -75,7 +69,7 @@ MUTATIONS = [
     Mutation("deadline_not_enforced", "transport/core/engine_transfers.cc",
              "    if (now_ns >= at)\n",
              "    if (now_ns >= at && !MUTANT)\n",
-             (ENGINES,)),
+             (("core_test", "*DeadlineEndsATransferThatCannotMove*"),)),
     Mutation("note_before_the_data", "transport/core/transfer.h",
              "return done + 1 == pieces.size() && unproven.empty();",
              "return MUTANT || (done + 1 == pieces.size() && unproven.empty());",
@@ -92,23 +86,28 @@ MUTATIONS = [
     Mutation("fence_of_an_earlier_connection_forgotten", "transport/core/engine_peers.cc",
              "  return closed && !earlier;",
              "  return closed && (!earlier || MUTANT);",
-             (FAULTS,)),
+             (FENCES,)),
     Mutation("fence_not_awaited", "transport/core/engine_peers.cc",
              "    closed = closed && (pair.fenced || ",
              "    closed = closed && (MUTANT || pair.fenced || ",
-             (FAULTS,)),
+             (FENCES,)),
     Mutation("stuck_peer_called_fenced", "transport/core/engine_pairs.cc",
              "pair.fenced = code != Code::timed_out;",
              "pair.fenced = MUTANT || code != Code::timed_out;",
-             (FAULTS,)),
-    Mutation("old_incarnations_event_taken", "transport/core/engine_peers.cc",
-             "  return pair->incarnation == name.incarnation;",
-             "  return MUTANT || pair->incarnation == name.incarnation;",
-             (FAULTS, ENGINES)),
+             (FENCES,)),
+    Mutation("old_incarnations_event_taken", "transport/core/engine_transfers.cc",
+             "  const bool same = pair != nullptr && pair->incarnation == piece.incarnation;",
+             "  const bool same =\n"
+             "      pair != nullptr && (MUTANT || pair->incarnation == piece.incarnation);",
+             (FENCES,)),
+    Mutation("old_incarnations_pieces_counted", "transport/core/engine_pairs.cc",
+             "  pair.inflight = 0;\n",
+             "  if (!MUTANT) pair.inflight = 0;\n",
+             (FENCES,)),
     Mutation("silent_peer_not_noticed", "transport/core/engine_peers.cc",
              "    if (now_ns - peer.heard_ns >= config_.peer_timeout_ms * kMs) {",
              "    if (now_ns - peer.heard_ns >= config_.peer_timeout_ms * kMs && !MUTANT) {",
-             (("core_test", "*"), FAULTS)),
+             (("core_test", "EngineLiveness.*"),)),
     # --- bounds
     Mutation("tcp_bounds_off_by_one", "transport/tcp/run_list.cc",
              "  return !__builtin_add_overflow(end, offset, &end) && end <= size;",
@@ -142,7 +141,7 @@ MUTATIONS = [
     Mutation("unproven_write_vouched_for", "kvcache/handoff/prefill.cc",
              "    pair->own_unproven = true;\n",
              "    pair->own_unproven = !MUTANT;\n",
-             (FAULTS,)),
+             (HANDOFF,)),
     Mutation("early_accept_outlives_its_abort", "kvcache/handoff/prefill_end.cc",
              "    core_.drop_early(",
              "    if (!MUTANT) core_.drop_early(",
@@ -150,7 +149,11 @@ MUTATIONS = [
     Mutation("epoch_of_a_fence_not_checked", "kvcache/handoff/decode_end.cc",
              "      if (source.peer != peer || source.epoch > epoch) continue;",
              "      if (source.peer != peer || (source.epoch > epoch && !MUTANT)) continue;",
-             (HANDOFF, FAULTS)),
+             (HANDOFF,)),
+    Mutation("epoch_of_a_readers_fence_not_checked", "kvcache/handoff/prefill_end.cc",
+             "      if (pair.peer != peer || pair.epoch > epoch) continue;",
+             "      if (pair.peer != peer || (pair.epoch > epoch && !MUTANT)) continue;",
+             (HANDOFF,)),
     Mutation("handoff_deadline_not_enforced", "kvcache/handoff/endpoint.cc",
              "  while (!core_.deadlines.empty() && std::get<0>(*core_.deadlines.begin()) <= now_ns) {",
              "  while (!MUTANT && !core_.deadlines.empty() &&\n"
