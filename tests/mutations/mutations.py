@@ -31,7 +31,11 @@ FENCES = ("core_test", "*Fence*")
 CONFORMANCE = ("conformance_test", "*")
 TCP = ("tcp_test", "*")
 SHM = ("shm_test", "*")
-PLAN = ("kvcache_plan_test", "*")
+AUTH = ("core_test", "Handshake.*:Channel.*:SecureControlNet.*")
+SIGNATURES = ("base_test", "HttpToken.*:HttpSignature.*")
+LISTENERS = ("base_test", "Listeners.*")
+TLS = ("router_tls_test", "*")
+ETCD = ("router_bootstrap_test", "Etcd*")
 
 OPEN: set[str] = set()
 
@@ -243,6 +247,137 @@ MUTATIONS = [
              "    if (lease.ok() && entry == registrations_.end()) {",
              "    if (lease.ok() && entry == registrations_.end() && !MUTANT) {",
              (LEASES,)),
+    # --- rendezvous in etcd
+    Mutation("etcd_revision_not_compared", "router/bootstrap/etcd_wire.cc",
+             """{"result", "EQUAL"},
+                                           {"mod_revision", text(expected)}""",
+             """{"result", MUTANT ? "NOT_EQUAL" : "EQUAL"},
+                                           {"mod_revision", text(MUTANT ? ~expected >> 1 : expected)}""",
+             (ETCD,)),
+    Mutation("etcd_stale_store_takes_registrations", "router/bootstrap/etcd_store.cc",
+             "  return reachable_ ? Status{} : kAway;",
+             "  return reachable_ || MUTANT ? Status{} : kAway;",
+             (ETCD,)),
+    Mutation("etcd_lease_put_back_over_a_successor", "router/bootstrap/etcd_leases.cc",
+             """      "/v3/kv/txn", encode_put_if(put, 0),""",
+             """      "/v3/kv/txn",
+      [&] {
+        std::string text = encode_put_if(put, 0);
+        if (MUTANT) text.replace(text.find("EQUAL"), 5, "GREATER");
+        return text;
+      }(),""",
+             (ETCD,)),
+    Mutation("etcd_key_of_a_living_rank_given_up", "router/bootstrap/etcd_sync.cc",
+             "  if (entry != nullptr && entry->revision < event.now.revision && "
+             "leases_.alive(entry->lease)) {",
+             "  if (!MUTANT && entry != nullptr && entry->revision < event.now.revision &&\n"
+             "      leases_.alive(entry->lease)) {",
+             (ETCD,)),
+    Mutation("etcd_watch_begins_a_change_too_late", "router/bootstrap/etcd_sync.cc",
+             "cache_.seen() + 1)",
+             "cache_.seen() + (MUTANT ? 2 : 1))",
+             (ETCD,)),
+    Mutation("etcd_lease_renewed_after_its_end", "router/bootstrap/etcd_leases.cc",
+             "  if (at == leases_.end() || clock_.now_ns() >= at->second.deadline_ns) return false;",
+             "  if (at == leases_.end()) return false;\n"
+             "  if (!MUTANT && clock_.now_ns() >= at->second.deadline_ns) return false;",
+             (ETCD,)),
+    Mutation("etcd_old_news_taken", "router/bootstrap/etcd_cache.cc",
+             "    if (at->second.revision >= entry.revision) return;",
+             "    if (at->second.revision >= entry.revision && !MUTANT) return;",
+             (ETCD,)),
+    Mutation("etcd_deleted_key_comes_back", "router/bootstrap/etcd_cache.cc",
+             "  if (gone != deleted_.end() && gone->second >= entry.revision) return;",
+             "  if (gone != deleted_.end() && gone->second >= entry.revision && !MUTANT) return;",
+             (ETCD,)),
+    Mutation("overtaken_registration_does_not_look_again", "router/bootstrap/service.cc",
+             "        if (++registration.tries < kTriesMax) return try_to_register(",
+             "        if (!MUTANT && ++registration.tries < kTriesMax) return try_to_register(",
+             (BOOTSTRAP,)),
+    # --- who may do what
+    Mutation("signatures_time_not_checked", "transport/base/http_token.cc",
+             "  if (when < unix_secs - kSignatureSecs || when > unix_secs + kSignatureSecs) "
+             "return false;",
+             "  if (!MUTANT && (when < unix_secs - kSignatureSecs || "
+             "when > unix_secs + kSignatureSecs)) return false;",
+             (SIGNATURES,)),
+    Mutation("body_not_signed", "transport/base/http_token.cc",
+             "  text.append(hex(crypto::sha256({bytes_of(request.body)})));",
+             "  if (!MUTANT) text.append(hex(crypto::sha256({bytes_of(request.body)})));",
+             (SIGNATURES,)),
+    Mutation("any_token_accepted", "transport/base/http_token.cc",
+             "    found |= static_cast<unsigned>(equal(token, "
+             "authorization.substr(kScheme.size())));",
+             "    found |= static_cast<unsigned>(\n"
+             "        MUTANT || equal(token, authorization.substr(kScheme.size())));",
+             (SIGNATURES, TLS)),
+    Mutation("bootstrap_asks_for_no_token", "router/bootstrap/server.cc",
+             """    if (tokens_.empty() || request.path() == "/health") return true;""",
+             """    if (MUTANT || tokens_.empty() || request.path() == "/health") return true;""",
+             (TLS,)),
+    Mutation("clients_key_opens_the_operators_door", "router/api/api.cc",
+             "  return needed == Access::clients && access_.api_keys.accept(shown);",
+             "  return (MUTANT || needed == Access::clients) && access_.api_keys.accept(shown);",
+             (TLS,)),
+    Mutation("client_certificate_not_needed", "transport/base/tls.cc",
+             "  const bool verify = !server || !files.ca.empty();",
+             "  const bool verify = !server || (!files.ca.empty() && !MUTANT);",
+             (TLS,)),
+    Mutation("servers_certificate_not_verified", "transport/base/tls.cc",
+             "                     verify ? SSL_VERIFY_PEER",
+             "                     verify && !(MUTANT && !server) ? SSL_VERIFY_PEER",
+             (TLS,)),
+    Mutation("open_listener_without_a_secret", "transport/base/security.cc",
+             "  if (has_secret || insecure || is_loopback(address)) return {};",
+             "  if (MUTANT || has_secret || insecure || is_loopback(address)) return {};",
+             (LISTENERS, CORE)),
+    Mutation("dialers_proof_not_compared", "transport/core/auth.cc",
+             "      !crypto::equal(prove(kDialerProof, masters_[proof->secret], transcript_), "
+             "proof->proof)) {",
+             "      (!MUTANT && !crypto::equal(prove(kDialerProof, masters_[proof->secret], "
+             "transcript_),\n                                 proof->proof))) {",
+             (AUTH,)),
+    Mutation("listeners_proof_not_compared", "transport/core/auth.cc",
+             "      if (!crypto::equal(expected, answer->proofs[k])) continue;",
+             "      if (!MUTANT && !crypto::equal(expected, answer->proofs[k])) continue;",
+             (AUTH,)),
+    Mutation("listener_repeats_itself", "transport/core/auth.cc",
+             "  random(nonce_);\n  random(seed.bytes);\n",
+             "  if (side == Side::dialer || !MUTANT) {\n"
+             "    random(nonce_);\n    random(seed.bytes);\n  }\n",
+             (AUTH,)),
+    Mutation("answer_not_proven", "transport/core/auth_wire.cc",
+             "  return answer.first(std::min(answer.size(), kHeadBytes));",
+             "  return answer.first(MUTANT ? 0 : std::min(answer.size(), kHeadBytes));",
+             (AUTH,)),
+    Mutation("messages_not_numbered", "transport/base/crypto.cc",
+             "  std::memcpy(nonce.data() + 4, &counter, sizeof(counter));",
+             "  if (!MUTANT) std::memcpy(nonce.data() + 4, &counter, sizeof(counter));",
+             (AUTH,)),
+    Mutation("seal_not_checked", "transport/base/crypto.cc",
+             "                             expected.data()) == 1 &&\n         finish();",
+             "                             expected.data()) == 1 &&\n         (finish() || MUTANT);",
+             (AUTH, TCP)),
+    Mutation("stranger_let_in_without_a_handshake", "transport/core/secure_control_net.cc",
+             "    c.remote = event.remote;\n    if (!secured()) return",
+             "    c.remote = event.remote;\n    if (!secured() || MUTANT) return",
+             (AUTH,)),
+    Mutation("silent_stranger_kept", "transport/core/secure_control_net.cc",
+             "      const bool late = now_ns >= oldest.deadline_ns;",
+             "      const bool late = now_ns >= oldest.deadline_ns && !MUTANT;",
+             (AUTH,)),
+    Mutation("grant_of_another_peer_accepted", "transport/tcp/tcp_memory.cc",
+             "grant != nullptr && grant->peer == peer ?",
+             "grant != nullptr && (grant->peer == peer || MUTANT) ?",
+             (TCP,)),
+    Mutation("lanes_proof_not_compared", "transport/tcp/tcp_link_lanes.cc",
+             "  return crypto::equal(greeting.proof, prove_greeting(",
+             "  return MUTANT || crypto::equal(greeting.proof, prove_greeting(",
+             (TCP,)),
+    Mutation("lanes_greeting_taken_again", "transport/tcp/tcp_link_lanes.cc",
+             "lane.incarnation <= peer.lanes[lane.index].incarnation ||",
+             "(lane.incarnation <= peer.lanes[lane.index].incarnation && !MUTANT) ||",
+             (TCP,)),
     # --- plan
     Mutation("skipped_tokens_moved", "kvcache/handoff/prefill.cc",
              "  request.skip_tokens = begin;",
