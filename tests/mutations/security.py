@@ -1,5 +1,5 @@
 """Mutations of what keeps others out."""
-from mutation import Mutation, CORE, TCP, AUTH, SIGNATURES, LISTENERS, TLS, SECRETS
+from mutation import Mutation, TCP, AUTH, SIGNATURES, LISTENERS, TLS, SECRETS
 
 MUTATIONS = [
     # --- secrets
@@ -47,7 +47,7 @@ MUTATIONS = [
     Mutation("open_listener_without_a_secret", "transport/base/security.cc",
              "  if (has_secret || insecure || is_loopback(address)) return {};",
              "  if (MUTANT || has_secret || insecure || is_loopback(address)) return {};",
-             (LISTENERS, CORE)),
+             (LISTENERS,)),
     # --- control connections and data lanes
     Mutation("dialers_proof_not_compared", "transport/core/auth.cc",
              "      !crypto::equal(prove(kDialerProof, masters_[proof->secret], transcript_), "

@@ -1,6 +1,6 @@
 """Mutations of the engine and of what carries its bytes."""
-from mutation import (Mutation, FAULTS, HEALTHY, ENGINES, HEALTHY_ENGINES, FENCES, CONFORMANCE,
-                      TCP, SHM)
+from mutation import ENGINES, FAULTS, FENCES, HEALTHY, HEALTHY_ENGINES
+from mutation import BOUNDS, TCP, Mutation
 
 MUTATIONS = [
     # --- transfers: pieces, retries, ends
@@ -83,13 +83,13 @@ MUTATIONS = [
     Mutation("tcp_bounds_off_by_one", "transport/tcp/run_list.cc",
              "  return !__builtin_add_overflow(end, offset, &end) && end <= size;",
              "  return !__builtin_add_overflow(end, offset, &end) && end <= size + (MUTANT ? 1 : 0);",
-             (TCP, CONFORMANCE)),
+             (TCP, BOUNDS)),
     Mutation("tcp_access_not_checked", "transport/tcp/tcp_memory.cc",
              "  if (memory == nullptr || !allows(memory->access, wanted)) {",
              "  if (memory == nullptr || (!allows(memory->access, wanted) && !MUTANT)) {",
-             (CONFORMANCE, TCP)),
+             (BOUNDS,)),
     Mutation("shm_bounds_off_by_one", "transport/shm/shm_memory.cc",
              "  if (bytes > room) return false;",
              "  if (bytes > room + (MUTANT ? 1 : 0)) return false;",
-             (SHM, CONFORMANCE)),
+             (BOUNDS,)),
 ]
