@@ -1,5 +1,5 @@
 """Mutations of what keeps others out."""
-from mutation import Mutation, TCP, AUTH, SIGNATURES, LISTENERS, TLS, SECRETS
+from mutation import AUTH, LISTENERS, SECRETS, SIGNATURES, STRANGERS, TCP, TLS, Mutation
 
 MUTATIONS = [
     # --- secrets
@@ -81,8 +81,8 @@ MUTATIONS = [
              "    c.remote = event.remote;\n    if (!secured() || MUTANT) return",
              (AUTH,)),
     Mutation("silent_stranger_kept", "transport/core/secure_control_net.cc",
-             "      const bool late = now_ns >= oldest.deadline_ns;",
-             "      const bool late = now_ns >= oldest.deadline_ns && !MUTANT;",
+             "      if (now_ns < oldest.deadline_ns) return;",
+             "      if (now_ns < oldest.deadline_ns || MUTANT) return;",
              (AUTH,)),
     Mutation("grant_of_another_peer_accepted", "transport/tcp/tcp_memory.cc",
              "grant != nullptr && grant->peer == peer ?",
@@ -96,8 +96,8 @@ MUTATIONS = [
              "lane.incarnation <= peer.lanes[lane.index].incarnation ||",
              "(lane.incarnation <= peer.lanes[lane.index].incarnation && !MUTANT) ||",
              (TCP,)),
-    Mutation("strangers_without_a_bound", "transport/core/secure_control_net.cc",
-             "      if (!late && strangers_alive_ <= options_.strangers_max) return;",
-             "      if (!late && (strangers_alive_ <= options_.strangers_max || MUTANT)) return;",
-             (AUTH,)),
+    Mutation("strangers_without_a_bound", "transport/core/tcp_control_net.cc",
+             "  if (strangers_.size() >= limits_.max) {",
+             "  if (strangers_.size() >= limits_.max && !MUTANT) {",
+             (STRANGERS,)),
 ]
