@@ -43,9 +43,8 @@ class ExpectLog {
 inline void install_log_guard() {
   set_log_sink([](LogLevel level, std::string_view line) {
     if (level < LogLevel::warning) return;
-    constexpr std::string_view kSeen[] = {
-        "peer.down ",      "peer.unreachable ",      "pair.down ",
-        "handoff.failed ", "router.request_failed ", "worker.request_failed "};
+    constexpr std::string_view kSeen[] = {"peer.down ", "peer.unreachable ", "handoff.failed ",
+                                          "router.request_failed ", "worker.request_failed "};
     for (const std::string_view prefix : kSeen) {
       if (line.starts_with(prefix)) return;
     }

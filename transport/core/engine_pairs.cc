@@ -253,9 +253,10 @@ void EngineImpl::stop_using(Peer& peer, Pair& pair, Code code, std::string reaso
   pair.resolved = true;
   ++peer.version;
   // With a peer that is lost its paths go, too: that is said and counted once, for the peer.
+  // A leaving peer closes its Links before its goodbye is read: only its end is worth a warning.
   if (was_up && peer.state == Peer::State::up) {
     count(rails_[pair.rail].pairs_lost, code);
-    log(LogLevel::warning, "pair.down",
+    log(LogLevel::info, "pair.down",
         {{"peer", peer.address},
          {"transport", rail_names_[pair.rail].transport},
          {"device", rail_names_[pair.rail].device},
