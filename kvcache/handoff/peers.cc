@@ -10,6 +10,7 @@ namespace {
 
 // Of messages that a full engine has put off; beyond it the peer is given up.
 constexpr std::size_t kOutboxMax = 4096;
+constexpr std::string_view kNoRole = "no role of the two ranks fits together";
 
 }  // namespace
 
@@ -111,7 +112,7 @@ Status Core::check(const Hello& hello, std::shared_ptr<const RemoteRank>& remote
   }
   if (!(rank.prefill && hello.decode) && !(rank.decode && hello.prefill) &&
       !(rank.decode && hello.decode)) {
-    return refuse(Code::unsupported, "roles", "no role of the two ranks fits together");
+    return refuse(Code::unsupported, "roles", std::string(kNoRole));
   }
   Result<PageLayout> layout = PageLayout::decode(hello.layout);
   if (!layout.ok()) {
@@ -192,7 +193,8 @@ bool Core::refuse(Peer& peer, Code code, std::string why) {
 bool Core::settle_peer(Peer& peer, bool was_ready, bool was_refused) {
   if (peer.refused() && !was_refused) {
     Metrics::count(metrics.peers_refused, peer.refusal_code);
-    log(LogLevel::warning, "handoff.peer_refused",
+    // Two prefill ranks have nothing to say to each other, and nothing is wrong.
+    log(peer.refusal == kNoRole ? LogLevel::info : LogLevel::warning, "handoff.peer_refused",
         {{"peer", peer_name(peer.handle)},
          {"code", kvl::to_string(peer.refusal_code)},
          {"why", peer.refusal},

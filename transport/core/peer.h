@@ -114,7 +114,7 @@ struct Peer {
   std::unordered_map<std::uint64_t, RemoteMemory> memories;
   std::vector<std::uint64_t> transfers;  // live ones, oldest first
   std::vector<LateProof> late;
-  std::uint64_t version = 1;             // grows when pairs or memories change
+  std::uint64_t version = 1;  // grows when pairs or memories change
   std::uint64_t note_next = 0;
   NoteWindow notes;
   std::int64_t heard_ns = 0, sent_ns = 0;

@@ -45,7 +45,7 @@ struct TransferState {
   bool pairs_closed = false;    // the hard stop has been used
   bool quarantined = false;
   bool proof_late = false;  // quarantined, for nothing but time
-  bool peer_gone = false;  // nobody is left to prove anything
+  bool peer_gone = false;   // nobody is left to prove anything
   std::uint32_t done = 0, posted = 0;
   std::uint32_t next = 0;            // first piece never posted
   std::vector<std::uint32_t> again;  // pieces to post again

@@ -81,7 +81,7 @@ TEST_P(PrefillFails, WithAnErrorAnotherPrefillIsTried) {  // A, B
 }
 
 TEST(PrefillIsSilent, ADecodeWorkerThatSaysSoIsNotBlamed) {
-  const ExpectLog expected("fleet.worker_state");
+  const ExpectLog expected("fleet.worker_unhealthy");
   Gate first_closed;
   StubWorker silent(wait_for_close(first_closed)), good(StubWorker::answer_name("p"));
   StubWorker decode([](StubPeer& peer, const StubRequest& request) {
