@@ -302,30 +302,18 @@ void Scheduler::tell_failed(const Sequence& sequence, const Status& status) {
        {"hint", remedy(status.code())}});
 }
 
-void Scheduler::fail(const SequencePtr& sequence, const Status& status, std::string reason) {
-  Update update;
-  update.status = status;
-  update.reason = std::move(reason);
-  end_failed(sequence, std::move(update));
-}
-
-void Scheduler::fail_by_peer(const SequencePtr& sequence, const Status& status,
-                             std::string reason) {
-  Update update;
-  update.status = status;
-  update.reason = std::move(reason);
-  update.of_peer = true;
-  end_failed(sequence, std::move(update));
-}
-
-void Scheduler::end_failed(const SequencePtr& sequence, Update update) {
+void Scheduler::fail(const SequencePtr& sequence, const Status& status, std::string reason,
+                     Blame blame) {
   if (sequence->state == State::ending) return;
-  const Status status = update.status;
   const auto cause =
       std::min(static_cast<std::size_t>(status.code()), SchedulerFigures::kCodes - 1);
   ++figures_.requests_failed[cause];
   tell_failed(*sequence, status);
   mark(*sequence, Stage::ended, status);
+  Update update;
+  update.status = status;
+  update.reason = std::move(reason);
+  update.of_peer = blame == Blame::peer;
   update.done = true;
   update.figures = sequence->figures;
   sequence->sink(std::move(update));

@@ -163,9 +163,9 @@ class Scheduler {
   bool admissible(const Sequence& sequence) const;
   void emit(Sequence& sequence, std::vector<OutputToken> tokens);
   void succeed(const SequencePtr& sequence, bool stopped);
-  void fail(const SequencePtr& sequence, const Status& status, std::string reason = {});
-  void fail_by_peer(const SequencePtr& sequence, const Status& status, std::string reason = {});
-  void end_failed(const SequencePtr& sequence, Update update);
+  enum class Blame : std::uint8_t { own, peer };  // the other worker of the pair
+  void fail(const SequencePtr& sequence, const Status& status, std::string reason = {},
+            Blame blame = Blame::own);
   void tell_failed(const Sequence& sequence, const Status& status);
   void settle_end(const SequencePtr& sequence);
   void publish_figures();

@@ -128,11 +128,7 @@ void Scheduler::on_room_event(const RoomEvent& event) {
       rendezvous_->doubt(sequence->request.session->host, sequence->request.session->port);
     }
     const Status status{event.code, "the handoff failed"};
-    if (event.code == Code::peer_lost) {
-      fail_by_peer(sequence, status, event.reason);
-    } else {
-      fail(sequence, status, event.reason);
-    }
+    fail(sequence, status, event.reason, event.code == Code::peer_lost ? Blame::peer : Blame::own);
   }
   settle_end(sequence);
 }
@@ -224,7 +220,7 @@ void Scheduler::on_message_to_decode(const RoomMessage& message) {
   if (message.kind == Kind::start && sequence->state == State::offered) start_decode(sequence);
   if (message.kind == Kind::ended && before) {
     const Code code = message.code == Code::ok ? Code::aborted : message.code;
-    fail_by_peer(sequence, {code, "the prefill worker failed"});
+    fail(sequence, {code, "the prefill worker failed"}, {}, Blame::peer);
   }
 }
 
@@ -242,9 +238,9 @@ void Scheduler::on_peer_lost(const PeerLost& lost) {
                              sequence->peer == lost.peer;
     if (prefill_lost) {
       rendezvous_->doubt(sequence->request.session->host, sequence->request.session->port);
-      fail_by_peer(sequence, {lost.code, "the prefill worker is lost"});
+      fail(sequence, {lost.code, "the prefill worker is lost"}, {}, Blame::peer);
     } else if (decode_lost) {
-      fail_by_peer(sequence, {lost.code, "the decode worker is lost"});
+      fail(sequence, {lost.code, "the decode worker is lost"}, {}, Blame::peer);
     }
   }
 }
