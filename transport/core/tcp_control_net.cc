@@ -16,7 +16,6 @@ namespace kvl {
 namespace {
 
 constexpr std::uint64_t kListenerKey = 0;
-constexpr std::size_t kReadBytes = 64u << 10;
 
 void set_options(int fd) {
   const int on = 1;
@@ -230,37 +229,51 @@ void TcpControlNet::accept_all(std::vector<ControlEvent>& events) {
   }
 }
 
+// One buffer for all connections: what a connection keeps is the beginning of a message.
 Status TcpControlNet::read_some(std::uint64_t id, Connection& c,
                                 std::vector<ControlEvent>& events) {
   for (int burst = 0; burst < 16; ++burst) {
-    const std::size_t had = c.in.size();
-    c.in.resize(had + kReadBytes);
-    const ssize_t n = ::recv(c.fd.get(), c.in.data() + had, kReadBytes, MSG_DONTWAIT);
-    c.in.resize(had + static_cast<std::size_t>(n > 0 ? n : 0));
+    const ssize_t n = ::recv(c.fd.get(), received_.data(), received_.size(), MSG_DONTWAIT);
     if (n == 0) return {Code::peer_lost, "control connection closed by the peer"};
     if (n < 0 && errno == EAGAIN) break;
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return {Code::peer_lost, "read control connection", errno};
-    std::size_t at = 0;
-    while (c.in.size() - at >= sizeof(std::uint32_t)) {
-      std::uint32_t bytes = 0;
-      std::memcpy(&bytes, c.in.data() + at, sizeof(bytes));
-      if (bytes > c.message_bytes_max) {
-        // Later ones show as a peer that was lost.
-        if (c.stranger) refusals_.add(Refusal::too_long, c.remote);
-        return {Code::invalid_argument, "control message too long"};
-      }
-      if (c.in.size() - at - sizeof(bytes) < bytes) break;
-      if (c.stranger) {
-        strangers_.splice(strangers_.end(), strangers_, c.place);
-        stranger_spoke_ = true;
-      }
-      const std::byte* const begin = c.in.data() + at + sizeof(bytes);
-      events.push_back({ControlEvent::Kind::message, {id}, {}, {begin, begin + bytes}, {}});
-      at += sizeof(bytes) + bytes;
+    const std::span<const std::byte> received(received_.data(), static_cast<std::size_t>(n));
+    std::size_t taken = 0;
+    if (c.in.empty()) {
+      KVL_TRY(take_messages(id, c, received, taken, events));
+      const std::span<const std::byte> left = received.subspan(taken);
+      c.in.assign(left.begin(), left.end());
+    } else {
+      c.in.insert(c.in.end(), received.begin(), received.end());
+      KVL_TRY(take_messages(id, c, c.in, taken, events));
+      c.in.erase(c.in.begin(), c.in.begin() + static_cast<std::ptrdiff_t>(taken));
+      if (c.in.empty()) c.in.shrink_to_fit();
     }
-    c.in.erase(c.in.begin(), c.in.begin() + static_cast<std::ptrdiff_t>(at));
-    if (n < static_cast<ssize_t>(kReadBytes)) break;
+    if (received.size() < received_.size()) break;
+  }
+  return {};
+}
+
+// Every whole message at the beginning of `bytes`; `taken` is how much that was.
+Status TcpControlNet::take_messages(std::uint64_t id, Connection& c,
+                                    std::span<const std::byte> bytes, std::size_t& taken,
+                                    std::vector<ControlEvent>& events) {
+  std::uint32_t length = 0;
+  for (taken = 0; bytes.size() - taken >= sizeof(length); taken += sizeof(length) + length) {
+    std::memcpy(&length, bytes.data() + taken, sizeof(length));
+    if (length > c.message_bytes_max) {
+      // Later ones show as a peer that was lost.
+      if (c.stranger) refusals_.add(Refusal::too_long, c.remote);
+      return {Code::invalid_argument, "control message too long"};
+    }
+    if (bytes.size() - taken - sizeof(length) < length) break;
+    if (c.stranger) {
+      strangers_.splice(strangers_.end(), strangers_, c.place);
+      stranger_spoke_ = true;
+    }
+    const std::byte* const begin = bytes.data() + taken + sizeof(length);
+    events.push_back({ControlEvent::Kind::message, {id}, {}, {begin, begin + length}, {}});
   }
   return {};
 }

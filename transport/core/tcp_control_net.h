@@ -41,6 +41,7 @@ class TcpControlNet final : public ControlNet {
   // A peer that does not read may hold this much of ours; then it is closed.
   static constexpr std::size_t kBacklogBytesMax = 64u << 20;
   static constexpr std::size_t kConnectionsMax = 8192;
+  static constexpr std::size_t kReadBytes = 64u << 10;         // of one call
   static constexpr std::int64_t kAcceptPauseNs = 100'000'000;  // when descriptors run out
 
   struct Connection {
@@ -63,12 +64,15 @@ class TcpControlNet final : public ControlNet {
   void listen_again(bool on);
   void on_ready(std::uint64_t id, std::uint32_t ready, std::vector<ControlEvent>& events);
   Status read_some(std::uint64_t id, Connection& c, std::vector<ControlEvent>& events);
+  Status take_messages(std::uint64_t id, Connection& c, std::span<const std::byte> bytes,
+                       std::size_t& taken, std::vector<ControlEvent>& events);
   Status flush(Connection& c);
   Status watch(std::uint64_t id, Connection& c, bool add);
 
   UniqueFd listener_, epoll_;
   std::string address_;
   SlotMap<Connection> connections_;
+  std::vector<std::byte> received_ = std::vector<std::byte>(kReadBytes);
   StrangerLimits limits_;
   std::list<std::uint64_t> strangers_;  // whose last word is the longest ago comes first
   std::unordered_map<std::string, std::size_t> strangers_of_;
