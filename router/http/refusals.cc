@@ -2,6 +2,7 @@
 #include "router/http/refusals.h"
 
 #include "kvl/log.h"
+#include "transport/base/ordered_table.h"
 
 namespace kvl::http {
 namespace {
@@ -25,12 +26,7 @@ constexpr std::array<RefusalInfo, kRefusals> kTable{{
     {Refusal::unsupported, Code::unsupported, "unsupported",
      "the client wants another HTTP version or transfer coding: look at it", false},
 }};
-static_assert([] {
-  for (std::size_t i = 0; i < kRefusals; ++i) {
-    if (kTable[i].refusal != static_cast<Refusal>(i)) return false;
-  }
-  return true;
-}());
+static_assert(in_order<&RefusalInfo::refusal>(kTable));
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "kvl/log.h"
+#include "transport/base/ordered_table.h"
 
 namespace kvl {
 namespace {
@@ -40,12 +41,7 @@ constexpr std::array<RefusalInfo, kRefusals> kTable{{
     {Refusal::memories, Code::exhausted, "too_many_memories",
      "the peer registers more than peer_memories_max memories: raise it, or register fewer"},
 }};
-static_assert([] {
-  for (std::size_t i = 0; i < kRefusals; ++i) {
-    if (kTable[i].refusal != static_cast<Refusal>(i)) return false;
-  }
-  return true;
-}());
+static_assert(in_order<&RefusalInfo::refusal>(kTable));
 
 }  // namespace
 

@@ -5,6 +5,7 @@
 
 #include "kvl/log.h"
 #include "kvl/status.h"
+#include "transport/base/ordered_table.h"
 
 namespace kvl::shm {
 namespace {
@@ -27,12 +28,7 @@ constexpr std::array<Info, 5> kTable{{
     {Refusal::unknown_token, Code::permission, "unknown_token",
      "a process of this user is in no session with us: see which", true},
 }};
-static_assert([] {
-  for (std::size_t i = 0; i < kTable.size(); ++i) {
-    if (kTable[i].refusal != static_cast<Refusal>(i)) return false;
-  }
-  return true;
-}());
+static_assert(in_order<&Info::refusal>(kTable));
 
 }  // namespace
 

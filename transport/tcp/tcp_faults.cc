@@ -1,6 +1,8 @@
 // The table of causes.
 #include "transport/tcp/tcp_faults.h"
 
+#include "transport/base/ordered_table.h"
+
 namespace kvl::tcp {
 namespace {
 
@@ -23,12 +25,7 @@ constexpr std::array<LaneFaultInfo, kLaneFaults> kTable{{
     {LaneFault::unreachable, Code::unavailable, "unreachable",
      "see the route and the firewall between, and tcp.bind and tcp.interface of the peer", false},
 }};
-static_assert([] {
-  for (std::size_t i = 0; i < kLaneFaults; ++i) {
-    if (kTable[i].fault != static_cast<LaneFault>(i)) return false;
-  }
-  return true;
-}());
+static_assert(in_order<&LaneFaultInfo::fault>(kTable));
 
 }  // namespace
 
