@@ -76,6 +76,43 @@ class Stopper final : public http::Timed {
   http::TimePoint end_;
 };
 
+Status fail(std::string* error, std::string sentence, const Status& status) {
+  if (error != nullptr) *error = std::move(sentence);
+  return status;
+}
+
+// What files and settings say about who may connect, and whom the router trusts.
+struct Security {
+  ApiAccess access;
+  std::shared_ptr<TlsContext> tls;         // of the listeners; null: plain
+  std::shared_ptr<TlsContext> worker_tls;  // of connections to workers
+};
+
+// Workers with https may come later (POST /workers): their side is always there.
+Status open_security(const RouterOptions& o, Security& security, std::string* error) {
+  Result<std::vector<std::string>> keys = load_api_keys(o.api_key_file, error);
+  if (!keys.ok()) return keys.status();
+  security.access.tokens = HttpTokens(o.secrets);
+  security.access.api_keys = HttpTokens(*std::move(keys));
+  Result<std::shared_ptr<TlsContext>> server =
+      http::secure_listener({.component = "router",
+                             .host = o.host,
+                             .tls = {.cert = o.tls_cert_path,
+                                     .key = o.tls_key_path,
+                                     .ca = o.tls_client_ca_path,
+                                     .allow_tls_1_2 = o.tls_allow_1_2},
+                             .authenticates = !security.access.open(),
+                             .insecure = o.insecure},
+                            error);
+  if (!server.ok()) return server.status();
+  security.tls = *std::move(server);
+  Result<std::shared_ptr<TlsContext>> client = TlsContext::client(
+      {.cert = o.client_cert_path, .key = o.client_key_path, .ca = o.ca_cert_path}, error);
+  if (!client.ok()) return client.status();
+  security.worker_tls = *std::move(client);
+  return {};
+}
+
 class RouterImpl final : public Router {
  public:
   explicit RouterImpl(RouterOptions options)
@@ -103,8 +140,6 @@ class RouterImpl final : public Router {
 
  private:
   Status check(std::string* error) const;
-  Status open_access(std::string* error);
-  Status open_tls(std::string* error);
   Status add_workers(std::string* error);
   Status add_loop(std::uint32_t index, std::string* error);
   Status listen_for_metrics(std::string* error);
@@ -113,20 +148,13 @@ class RouterImpl final : public Router {
   const SteadyClock clock_;
   RoomAllocator rooms_;
   Fleet fleet_;
-  ApiAccess access_;
-  std::shared_ptr<TlsContext> tls_;         // of the listeners; null: plain
-  std::shared_ptr<TlsContext> worker_tls_;  // of connections to workers
+  Security security_;
   std::vector<std::unique_ptr<Room>> loops_;
   std::unique_ptr<Caretaker> caretaker_;
   std::vector<std::unique_ptr<Stopper>> stoppers_;
   std::unique_ptr<BootstrapServer> bootstrap_;
   std::atomic<int> stops_{0};
 };
-
-Status fail(std::string* error, std::string sentence, const Status& status) {
-  if (error != nullptr) *error = std::move(sentence);
-  return status;
-}
 
 Status RouterImpl::check(std::string* error) const {
   const auto wrong = [&](const char* why) {
@@ -146,43 +174,10 @@ Status RouterImpl::check(std::string* error) const {
   return {};
 }
 
-Status RouterImpl::open_access(std::string* error) {
-  Result<std::vector<std::string>> keys = load_api_keys(options_.api_key_file, error);
-  if (!keys.ok()) return keys.status();
-  access_.tokens = HttpTokens(options_.secrets);
-  access_.api_keys = HttpTokens(*std::move(keys));
-  return http::check_access("router.host", options_.host,
-                            !access_.open() || !options_.tls_client_ca_path.empty(),
-                            options_.insecure, error);
-}
-
-// Workers with https may come later (POST /workers): their side is always there.
-Status RouterImpl::open_tls(std::string* error) {
-  const RouterOptions& o = options_;
-  if (!o.tls_cert_path.empty() || !o.tls_key_path.empty()) {
-    Result<std::shared_ptr<TlsContext>> server =
-        TlsContext::server({.cert = o.tls_cert_path,
-                            .key = o.tls_key_path,
-                            .ca = o.tls_client_ca_path,
-                            .allow_tls_1_2 = o.tls_allow_1_2},
-                           error);
-    if (!server.ok()) return server.status();
-    tls_ = *std::move(server);
-  } else if (!o.tls_client_ca_path.empty()) {
-    return fail(error, "--tls-client-ca-path needs --tls-cert-path and --tls-key-path",
-                {Code::invalid_argument, "router options"});
-  }
-  Result<std::shared_ptr<TlsContext>> client = TlsContext::client(
-      {.cert = o.client_cert_path, .key = o.client_key_path, .ca = o.ca_cert_path}, error);
-  if (!client.ok()) return client.status();
-  worker_tls_ = *std::move(client);
-  return {};
-}
-
 Status RouterImpl::reload_tls(std::string* error) {
-  if (tls_ != nullptr) KVL_TRY(tls_->reload(error));
+  if (security_.tls != nullptr) KVL_TRY(security_.tls->reload(error));
   if (bootstrap_ != nullptr) KVL_TRY(bootstrap_->reload_tls(error));
-  return worker_tls_->reload(error);
+  return security_.worker_tls->reload(error);
 }
 
 Status RouterImpl::add_workers(std::string* error) {
@@ -222,7 +217,7 @@ Status RouterImpl::add_loop(std::uint32_t index, std::string* error) {
         visit_metrics(text);
         return text.text();
       },
-      access_, tls_, worker_tls_);
+      security_.access, security_.tls, security_.worker_tls);
   const std::uint16_t port = index == 0 ? options_.port : this->port();
   if (index == 0 && options_.threads > 1) {
     // A shared port would be shared with another router as well: see first whether it is free.
@@ -253,8 +248,7 @@ Status RouterImpl::listen_for_metrics(std::string* error) {
 
 Status RouterImpl::start(std::string* error) {
   KVL_TRY(check(error));
-  KVL_TRY(open_access(error));
-  KVL_TRY(open_tls(error));
+  KVL_TRY(open_security(options_, security_, error));
   KVL_TRY(add_workers(error));
   for (std::uint32_t i = 0; i < options_.threads; ++i) KVL_TRY(add_loop(i, error));
   KVL_TRY(listen_for_metrics(error));
@@ -314,6 +308,11 @@ void RouterImpl::visit_metrics(MetricVisitor& visitor) const {
 
 }  // namespace
 }  // namespace router
+
+Status check_security(const RouterOptions& options, std::string* error) {
+  router::Security security;
+  return router::open_security(options, security, error);
+}
 
 Result<std::unique_ptr<Router>> Router::open(RouterOptions options, std::string* error) {
   auto instance = std::make_unique<router::RouterImpl>(std::move(options));

@@ -70,6 +70,18 @@ class Handler final : public http::RequestHandler {
   std::function<std::string()> metrics_;
 };
 
+Result<std::shared_ptr<TlsContext>> open_tls(const BootstrapServerOptions& o, std::string* error) {
+  return http::secure_listener({.component = "bootstrap",
+                                .host = o.host,
+                                .tls = {.cert = o.tls_cert_path,
+                                        .key = o.tls_key_path,
+                                        .ca = o.tls_client_ca_path,
+                                        .allow_tls_1_2 = o.tls_allow_1_2},
+                                .authenticates = !o.secrets.empty(),
+                                .insecure = o.insecure},
+                               error);
+}
+
 class BootstrapServerImpl final : public BootstrapServer, private http::Timed {
  public:
   explicit BootstrapServerImpl(const BootstrapServerOptions& options)
@@ -96,28 +108,14 @@ class BootstrapServerImpl final : public BootstrapServer, private http::Timed {
   }
 
   Status start(std::string* error) {
-    KVL_TRY(http::check_access("bootstrap.host", options_.host,
-                               !options_.secrets.empty() || !options_.tls_client_ca_path.empty(),
-                               options_.insecure, error));
+    Result<std::shared_ptr<TlsContext>> tls = open_tls(options_, error);
+    if (!tls.ok()) return tls.status();
+    sessions_.tls = *std::move(tls);
     Result<OpenStore> opened = make_store(loop_, clock_, options_, error);
     if (!opened.ok()) return opened.status();
     store_ = *std::move(opened);
     service_ = std::make_unique<Service>(*store_.store, clock_, options_);
     handler_.set_service(*service_);
-    if (options_.tls_cert_path.empty() && !options_.tls_client_ca_path.empty()) {
-      if (error != nullptr) *error = "bootstrap.tls_client_ca_path needs bootstrap.tls_cert_path";
-      return {Code::invalid_argument, "the options of the rendezvous"};
-    }
-    if (!options_.tls_cert_path.empty() || !options_.tls_key_path.empty()) {
-      Result<std::shared_ptr<TlsContext>> tls =
-          TlsContext::server({.cert = options_.tls_cert_path,
-                              .key = options_.tls_key_path,
-                              .ca = options_.tls_client_ca_path,
-                              .allow_tls_1_2 = options_.tls_allow_1_2},
-                             error);
-      if (!tls.ok()) return tls.status();
-      sessions_.tls = *std::move(tls);
-    }
     Result<http::Acceptor> acceptor =
         http::listen(loop_, {.host = options_.host, .port = options_.port}, error);
     if (!acceptor.ok()) return acceptor.status();
@@ -197,6 +195,12 @@ class BootstrapServerImpl final : public BootstrapServer, private http::Timed {
 
 }  // namespace
 }  // namespace bootstrap
+
+Status check_security(const BootstrapServerOptions& options, std::string* error) {
+  KVL_TRY(bootstrap::open_tls(options, error).status());
+  if (options.store != "etcd") return {};
+  return bootstrap::etcd_options(options, error).status();
+}
 
 Result<std::unique_ptr<BootstrapServer>> BootstrapServer::open(
     const BootstrapServerOptions& options, std::string* error) {

@@ -19,11 +19,22 @@ using ReusePort = asio::detail::socket_option::boolean<SOL_SOCKET, SO_REUSEPORT>
 
 }  // namespace
 
-Status check_access(std::string_view setting, const std::string& host, bool authenticates,
-                    bool insecure, std::string* error) {
+Result<std::shared_ptr<TlsContext>> secure_listener(const ListenerSecurity& security,
+                                                    std::string* error) {
+  const TlsFiles& files = security.tls;
   ErrorCode failed;
-  if (host != "localhost") (void)asio::ip::make_address(host, failed);
-  return failed ? Status{} : check_listener(setting, host, authenticates, insecure, error);
+  if (security.host != "localhost") (void)asio::ip::make_address(security.host, failed);
+  if (!failed) {
+    KVL_TRY(check_listener(security.component + ".host", security.host,
+                           security.authenticates || !files.ca.empty(), security.insecure, error));
+  }
+  if (!files.cert.empty() || !files.key.empty()) return TlsContext::server(files, error);
+  if (files.ca.empty()) return std::shared_ptr<TlsContext>();
+  if (error != nullptr) {
+    *error = security.component + ".tls_client_ca_path needs " + security.component +
+             ".tls_cert_path and tls_key_path";
+  }
+  return Status{Code::invalid_argument, "the options of a listener"};
 }
 
 Result<Acceptor> listen(Loop& loop, const ListenOptions& options, std::string* error) {

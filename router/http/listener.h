@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "kvl/status.h"
+#include "kvl/tls.h"
 #include "router/http/session.h"
 
 namespace kvl::http {
@@ -16,10 +17,20 @@ struct ListenOptions {
   bool share_port = false;  // SO_REUSEPORT: several loops listen on one port
 };
 
-// Whether `host` may be listened on: loopback, or with an authentication of its clients, or
-// insecure. A host that is none is left to listen(). permission; `error` receives what to do.
-Status check_access(std::string_view setting, const std::string& host, bool authenticates,
-                    bool insecure, std::string* error);
+// What a listener is asked before it is bound.
+struct ListenerSecurity {
+  std::string component;  // "router": its settings are router.host, router.tls_cert_path, ...
+  std::string host;
+  TlsFiles tls;                // empty: plain
+  bool authenticates = false;  // clients show a secret or a key
+  bool insecure = false;
+};
+
+// The listener's TLS; null: plain. permission: a host beyond loopback, and nothing that tells
+// clients from strangers; else as TlsContext::server(). A host that is none is left to listen().
+// `error` receives what to do.
+Result<std::shared_ptr<TlsContext>> secure_listener(const ListenerSecurity& security,
+                                                    std::string* error);
 
 // A bound, listening socket. unavailable: port in use; invalid_argument: not an address of this
 // machine; `error` receives a sentence that names the address.

@@ -58,6 +58,10 @@ struct BootstrapServerOptions {
 // The settings "bootstrap.*" of the struct above, one row per field.
 std::span<const Setting> bootstrap_settings();
 
+// What open() asks of files and of the host before it binds a port; etcd's as well. permission,
+// not_found, invalid_argument; `error` (optional) receives the sentence for people.
+Status check_security(const BootstrapServerOptions& options, std::string* error = nullptr);
+
 // One thread of its own serves the port. open() returns once the port is bound; error codes:
 // invalid_argument (host), permission (a host beyond loopback without a secret), unavailable (port
 // in use; `error` receives the sentence for people).

@@ -82,6 +82,11 @@ struct RouterOptions {
 // The settings "router.*" of the struct above.
 std::span<const Setting> router_settings();
 
+// What open() asks of files and of the host before it binds a port: certificates, keys and API keys
+// can be read, and a host beyond loopback knows its clients. permission, not_found,
+// invalid_argument; `error` (optional) receives the sentence for people.
+Status check_security(const RouterOptions& options, std::string* error = nullptr);
+
 // Threads: open(), port(), stop() and visit_metrics() from any thread; run() from one. Memory per
 // idle client connection stays below 64 KiB.
 class Router {
