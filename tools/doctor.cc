@@ -202,6 +202,7 @@ void add_doctor(CLI::App& app, Program& program) {
       "  kvlane doctor                             two engines on this machine\n"
       "  host A: kvlane bench --serve 10.0.0.1:4711\n"
       "  host B: kvlane doctor 10.0.0.1:4711 --require tcp\n"
+      "  kvlane --config kvlane.toml doctor        certificates, keys and ports of that file, too\n"
       "  kvlane doctor --explain corrupt           what a code means, and what to do");
   const auto flags = std::make_shared<Flags>();
   command->add_option("ADDR", flags->address, "HOST:PORT of a running engine; none: a local one");

@@ -4,9 +4,12 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
 #include <sstream>
 
+#include "kvl/bootstrap_server.h"
+#include "kvl/router.h"
 #include "kvl/security.h"
 
 namespace kvl::tools {
@@ -99,6 +102,40 @@ Check secret(const Settings& settings) {
   }
 }
 
+// What a program that serves HTTP with these settings would say when it starts. Only where a
+// setting says that this host has one.
+template <typename Options>
+void check_port(const Settings& settings, const std::string& component,
+                std::span<const Setting> rows, std::vector<Check>& all) {
+  const bool meant = std::ranges::any_of(rows, [&](const Setting& row) {
+    const bool guards = row.name.ends_with(".host") || row.name.ends_with("_path") ||
+                        row.name.ends_with("_file") || row.name.ends_with(".store");
+    return guards && settings.value(row.name).origin != "default";
+  });
+  if (!meant) return;
+  Options options = settings.read<Options>(rows);
+  const Result<Secrets> secrets = load_secrets(settings);
+  if (secrets.ok()) options.secrets = *secrets;  // else another check has said so
+  options.insecure = settings.read<SecurityConfig>(security_settings()).insecure || !secrets.ok();
+  std::string why;
+  const Status status = check_security(options, &why);
+  Check check{State::ok, component + "_port", options.host, ""};
+  if (status.ok()) {
+    check.found += options.tls_cert_path.empty() ? ", plain HTTP" : ", TLS";
+    if (!options.tls_client_ca_path.empty()) check.found += ", clients show a certificate";
+  } else {
+    check.state = State::problem;
+    check.found = why;
+    check.remedy =
+        status.code() == Code::permission
+            ? "a host beyond loopback: secret_file, certificates of clients or keys; a file: "
+              "chmod 600, owned by this user"
+        : status.code() == Code::not_found ? "name a file that exists"
+                                           : "docs/tls.md tells what belongs together";
+  }
+  all.push_back(std::move(check));
+}
+
 }  // namespace
 
 std::string_view to_string(Check::State state) {
@@ -117,6 +154,8 @@ std::vector<Check> check_host(const Settings& settings) {
   std::vector<Check> all;
   all.push_back(listener(settings));
   if (!settings.value("secret_file").text.empty()) all.push_back(secret(settings));
+  check_port<RouterOptions>(settings, "router", router_settings(), all);
+  check_port<BootstrapServerOptions>(settings, "bootstrap", bootstrap_settings(), all);
   all.push_back(limit(RLIMIT_NOFILE, kFdsLeast, "fd_limit", " files",
                       "ulimit -n 65536, or LimitNOFILE=65536 in the unit: peers need descriptors"));
   all.push_back(

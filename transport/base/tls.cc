@@ -6,7 +6,9 @@
 #include <openssl/ssl.h>
 #include <openssl/x509_vfy.h>
 
+#include <cerrno>
 #include <new>
+#include <system_error>
 #include <utility>
 
 #include "transport/base/private_file.h"
@@ -23,11 +25,14 @@ struct Free {
 };
 using Context = std::unique_ptr<SSL_CTX, Free>;
 
-// OpenSSL's last complaint, in its own words.
-std::string complaint() {
-  const unsigned long code = ERR_peek_last_error();
+// OpenSSL's complaint in its own words; the system's where a call to that began it, and then
+// `number` is errno.
+std::string complaint(int* number = nullptr) {
+  const unsigned long first = ERR_peek_error(), last = ERR_peek_last_error();
   ERR_clear_error();
-  const char* const reason = code == 0 ? nullptr : ERR_reason_error_string(code);
+  if (number != nullptr) *number = ERR_SYSTEM_ERROR(first) ? ERR_GET_REASON(first) : 0;
+  if (ERR_SYSTEM_ERROR(first)) return std::generic_category().message(ERR_GET_REASON(first));
+  const char* const reason = last == 0 ? nullptr : ERR_reason_error_string(last);
   return reason == nullptr ? "OpenSSL gives no reason" : reason;
 }
 
@@ -36,9 +41,19 @@ Status fail(std::string* error, std::string sentence, Code code = Code::invalid_
   return {code, "set up TLS"};
 }
 
+// `what` could not be read from a file.
+Status unreadable(std::string* error, const std::string& what) {
+  int number = 0;
+  const std::string why = complaint(&number);
+  return fail(error, what + " cannot be used: " + why,
+              number == ENOENT   ? Code::not_found
+              : number == EACCES ? Code::permission
+                                 : Code::invalid_argument);
+}
+
 Status load_own(SSL_CTX* context, const TlsFiles& files, std::string* error) {
   if (SSL_CTX_use_certificate_chain_file(context, files.cert.c_str()) != 1) {
-    return fail(error, "the certificate " + files.cert + " cannot be used: " + complaint());
+    return unreadable(error, "the certificate " + files.cert);
   }
   if (X509_cmp_current_time(X509_get0_notAfter(SSL_CTX_get0_certificate(context))) < 0) {
     return fail(error, "the certificate " + files.cert + " has expired");
@@ -81,7 +96,7 @@ Result<SSL_CTX*> make(const TlsFiles& files, bool server, std::string* error) {
   if (!files.cert.empty()) KVL_TRY(load_own(context.get(), files, error));
   if (!files.ca.empty()) {
     if (SSL_CTX_load_verify_file(context.get(), files.ca.c_str()) != 1) {
-      return fail(error, "the authorities in " + files.ca + " cannot be used: " + complaint());
+      return unreadable(error, "the authorities in " + files.ca);
     }
     if (server)
       SSL_CTX_set_client_CA_list(context.get(), SSL_load_client_CA_file(files.ca.c_str()));

@@ -107,6 +107,45 @@ TEST(SecretProcess, TheDoctorReadsTheFileAsAnEngineDoes) {
   expect_hidden(open);
 }
 
+// What router and rendezvous would refuse when they start, before they do.
+TEST(SecretProcess, TheDoctorTriesTheFilesOfTheHttpPorts) {
+  const std::string key = secret_file("key", "not a key"), password = secret_file("etcd", kOther);
+  {
+    Program quiet("doctor --json");
+    EXPECT_EQ(quiet.wait(), 0) << quiet.output << quiet.errors;
+    EXPECT_EQ(quiet.output.find("router_port"), std::string::npos) << "nothing said of one";
+  }
+  {
+    const Environment host("KVLANE_ROUTER_HOST", "0.0.0.0");
+    Program stranger("doctor --json");
+    EXPECT_EQ(stranger.wait(), 1);
+    EXPECT_NE(stranger.output.find("router.host is 0.0.0.0"), std::string::npos) << stranger.output;
+    Program good("doctor --json --secret_file " + secret_file("http", kSecret));
+    EXPECT_EQ(good.wait(), 0) << good.output << good.errors;
+    EXPECT_NE(good.output.find("0.0.0.0, plain HTTP"), std::string::npos) << good.output;
+  }
+  const Environment router("KVLANE_ROUTER_HOST", "127.0.0.1");
+  const Environment cert("KVLANE_ROUTER_TLS_CERT_PATH", key + ".none");
+  const Environment file("KVLANE_ROUTER_TLS_KEY_PATH", key);
+  const Environment host("KVLANE_BOOTSTRAP_HOST", "127.0.0.1");
+  const Environment store("KVLANE_BOOTSTRAP_STORE", "etcd");
+  const Environment etcd("KVLANE_BOOTSTRAP_ETCD_ENDPOINTS", "http://127.0.0.1:2379");
+  const Environment user("KVLANE_BOOTSTRAP_ETCD_USER", "kvlane");
+  const Environment pass("KVLANE_BOOTSTRAP_ETCD_PASSWORD_FILE", password);
+  {
+    Program program("doctor --json");
+    EXPECT_EQ(program.wait(), 1);
+    EXPECT_NE(program.output.find(key + ".none"), std::string::npos) << program.output;
+    EXPECT_NE(program.output.find("name a file that exists"), std::string::npos) << program.output;
+    EXPECT_NE(program.output.find("127.0.0.1, plain HTTP"), std::string::npos) << "bootstrap";
+  }
+  EXPECT_EQ(::chmod(password.c_str(), 0644), 0);
+  Program open("doctor --json");
+  EXPECT_EQ(open.wait(), 1);
+  EXPECT_NE(open.output.find(password), std::string::npos) << open.output;
+  EXPECT_NE(open.output.find("chmod 600"), std::string::npos) << open.output;
+}
+
 TEST(SecretProcess, TwoProcessesWithTheSameSecretMeetOthersDoNot) {
   const std::string path = secret_file("same", kSecret), wrong = secret_file("other", kOther);
   const std::string log = "--log info ";
