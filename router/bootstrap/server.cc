@@ -159,11 +159,11 @@ class BootstrapServerImpl final : public BootstrapServer, private http::Timed {
     counter("kvlane_bootstrap_removals_total", "leases ended by their owner",
             counters.removals_total);
     counter("kvlane_bootstrap_lookups_total", "lookups of ranks", counters.lookups_total);
-    for (std::size_t i = 0; i < counters.refused.size(); ++i) {
+    for (std::size_t i = 0; i < kRefusals; ++i) {
       visitor.counter("kvlane_bootstrap_refused_total",
                       "well-formed requests that were refused, by cause",
-                      {{"cause", ServiceCounters::kCauses[i]}},
-                      static_cast<double>(counters.refused[i].value()));
+                      {{"cause", std::string(about(static_cast<Refusal>(i)).cause)}},
+                      static_cast<double>(counters.refused.counts[i].value()));
     }
   }
 

@@ -44,12 +44,6 @@ ServiceAnswer refuse(int status, std::string_view code, std::string_view message
 
 ServiceAnswer store_failed(const Status& why) {
   const bool full = why.code() == Code::exhausted;
-  if (full) {
-    log(LogLevel::warning, "bootstrap.full",
-        {{"code", to_string(why.code())},
-         {"why", why.context()},
-         {"hint", "raise bootstrap.records_max, or see who registers so much"}});
-  }
   return refuse(503, full ? kRefusedFull : "store", why.context());
 }
 
@@ -68,8 +62,12 @@ Service::Service(Store& store, const Clock& clock, const BootstrapServerOptions&
     : store_(store), options_(options), sglang_(store, clock, options) {}
 
 void Service::handle(const ServiceRequest& request, Answered answered) {
-  route(request, [this, answered = std::move(answered)](ServiceAnswer answer) {
-    if (answer.status >= 400) counters_.refused[ServiceCounters::cause_of(answer.status)].add();
+  route(request, [this, path = std::string(request.path),
+                  answered = std::move(answered)](ServiceAnswer answer) {
+    if (answer.status >= 400) {
+      counters_.refused.add(refusal_of(answer.status, decode_error(answer.body)), path,
+                            answer.body);
+    }
     answered(std::move(answer));
   });
 }

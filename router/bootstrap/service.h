@@ -1,7 +1,6 @@
 // The rendezvous without sockets: a request in, an answer out. Two protocols side by side.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -11,6 +10,7 @@
 #include "kvl/bootstrap_server.h"
 #include "kvl/clock.h"
 #include "kvl/metrics.h"
+#include "router/bootstrap/refusals.h"
 #include "router/bootstrap/sglang.h"
 #include "router/bootstrap/store.h"
 
@@ -28,14 +28,7 @@ struct ServiceAnswer {
 
 struct ServiceCounters {
   Counter registrations_total, renewals_total, removals_total, lookups_total;
-
-  // Well-formed HTTP requests that were refused, by cause.
-  static constexpr std::array<const char*, 4> kCauses{"bad_request", "not_found", "conflict",
-                                                      "unavailable"};
-  static std::size_t cause_of(int status) {
-    return status == 404 ? 1U : status == 409 ? 2U : status >= 500 ? 3U : 0U;
-  }
-  std::array<Counter, kCauses.size()> refused;
+  RefusalCounters refused;  // well-formed HTTP requests
 };
 
 // Belongs to one thread; the counters may be read by any.

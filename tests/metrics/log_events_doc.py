@@ -15,6 +15,7 @@ TABLES = {
     "tcp.greeting_refused": "transport/tcp/tcp_faults.cc",
     "shm.refused": "transport/shm/shm_refusals.cc",
     "http.refused": "router/http/refusals.cc",
+    "bootstrap.refused": "router/bootstrap/refusals.cc",
     "fleet.worker_unhealthy": "router/fleet/fleet.cc",
     "worker.http_refused": "tools/worker/http_server.cc",
 }

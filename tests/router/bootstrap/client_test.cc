@@ -93,6 +93,7 @@ TEST(BootstrapClient, TheEndOfAClientIsTheEndOfItsRegistrations) {
 }
 
 TEST(BootstrapClient, ALeaseIsRenewedAndAnOldEpochRefused) {
+  const test::ExpectLog expected("bootstrap.refused");
   const auto server = serve();
   const auto client = connect(server->port(), 900);
   ASSERT_TRUE(client->register_rank(rank(0)).ok());

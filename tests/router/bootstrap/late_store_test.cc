@@ -10,6 +10,7 @@
 #include "kvcache/bootstrap/wire.h"
 #include "router/bootstrap/memory_store.h"
 #include "router/bootstrap/service.h"
+#include "tests/support/log_guard.h"
 
 namespace kvl::bootstrap {
 namespace {
@@ -137,6 +138,7 @@ TEST_F(LateService, AnOvertakenRegistrationLooksAgain) {
 }
 
 TEST_F(LateService, ANewerEpochThatOvertakesWins) {
+  const test::ExpectLog expected("bootstrap.refused");
   store_.overtake_next([](Store& store, const std::string& key) {
     store.put(key, encode_record(record(6)), kNoLease, 0, [](const Status&) {});
   });

@@ -112,6 +112,7 @@ TEST_F(ServiceTest, LeaseTimesAreKeptWithinBounds) {
 }
 
 TEST_F(ServiceTest, AnOlderEpochIsRefusedAndANewerReplaces) {
+  const test::ExpectLog expected("bootstrap.refused");
   const std::uint64_t old_lease = lease_of(register_rank(record()));
   RankRecord zombie = record();
   zombie.epoch = 99;
@@ -126,10 +127,12 @@ TEST_F(ServiceTest, AnOlderEpochIsRefusedAndANewerReplaces) {
   // The predecessor's lease ends without taking the successor's record with it.
   call("DELETE", "/kvlane/v1/lease/" + std::to_string(old_lease));
   EXPECT_EQ(rank_count("10.0.0.1:8998"), 1u);
-  EXPECT_EQ(service_.counters().refused[ServiceCounters::cause_of(409)].value(), 1u);
+  EXPECT_EQ(service_.counters().refused.counts[static_cast<std::size_t>(Refusal::conflict)].value(),
+            1u);
 }
 
 TEST_F(ServiceTest, AnotherVersionIsToldWhichOneIsSpoken) {
+  const test::ExpectLog expected("bootstrap.refused");
   std::string body = encode_register(record(), 5000);
   body.replace(body.find("\"version\":1"), 11, "\"version\":2");
   const ServiceAnswer refused = call("POST", "/kvlane/v1/register", body);
@@ -158,7 +161,7 @@ TEST_F(ServiceTest, WrongFieldsAreNamed) {
 }
 
 TEST_F(ServiceTest, FullIsSaidAndChangesNothing) {
-  const test::ExpectLog expected("bootstrap.full");
+  const test::ExpectLog expected("bootstrap.refused");
   for (std::uint32_t i = 0; i < 100; ++i) {
     RankRecord rank = record();
     rank.instance = "i" + std::to_string(i);
@@ -173,6 +176,7 @@ TEST_F(ServiceTest, FullIsSaidAndChangesNothing) {
 }
 
 TEST_F(ServiceTest, MutatedRegistrationsNeverBreakIt) {
+  const test::ExpectLog expected("bootstrap.refused");
   const std::uint64_t seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));
   std::mt19937_64 random(seed);
