@@ -37,7 +37,8 @@ struct Room {
                             .header_timeout_secs = options.header_timeout_secs,
                             .idle_timeout_secs = options.idle_timeout_secs,
                             .buffered_bytes_max = options.max_buffered_bytes,
-                            .per_address_max = options.max_connections_per_address},
+                            .per_address_max = options.max_connections_per_address,
+                            .per_address_rate = options.max_requests_per_second_per_address},
                  .counters = {},
                  .tls = std::move(tls)} {}
 

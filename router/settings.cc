@@ -46,6 +46,9 @@ std::span<const Setting> router_settings() {
       setting<&O::max_connections_per_address>(
           "router.max_connections_per_address", "", 0, 1e6,
           "of these from one address; beyond, new ones are closed; 0: no limit"),
+      setting<&O::max_requests_per_second_per_address>(
+          "router.max_requests_per_second_per_address", "", 0, 1e9,
+          "of one address, per thread; beyond it the answer is 429; 0: no limit"),
       setting<&O::max_buffered_bytes>(
           "router.max_buffered_bytes", "bytes", 1024, 1e15,
           "large request bodies in memory, per thread; beyond it the answer is 503"),
@@ -106,6 +109,9 @@ std::span<const Setting> bootstrap_settings() {
       setting<&O::max_connections_per_address>(
           "bootstrap.max_connections_per_address", "", 0, 1e6,
           "of these from one address; beyond, new ones are closed; 0: no limit"),
+      setting<&O::max_requests_per_second_per_address>(
+          "bootstrap.max_requests_per_second_per_address", "", 0, 1e9,
+          "of one address; beyond it the answer is 429; 0: no limit"),
       setting<&O::header_timeout_secs>(
           "bootstrap.header_timeout_secs", "s", 0.001, 3600,
           "limit for a client to send a request's head, then its body"),

@@ -99,7 +99,8 @@ class BootstrapServerImpl final : public BootstrapServer, private http::Timed {
                              .header_timeout_secs = options.header_timeout_secs,
                              .idle_timeout_secs = options.idle_timeout_secs,
                              .buffered_bytes_max = kBufferedBytesMax,
-                             .per_address_max = options.max_connections_per_address},
+                             .per_address_max = options.max_connections_per_address,
+                             .per_address_rate = options.max_requests_per_second_per_address},
                   .counters = {}} {}
 
   ~BootstrapServerImpl() override {

@@ -13,6 +13,9 @@ constexpr std::array<RefusalInfo, kRefusals> kTable{{
     {Refusal::crowded_address, Code::exhausted, "crowded_address",
      "one address opens too many connections: see which, or raise max_connections_per_address",
      true},
+    {Refusal::too_often, Code::exhausted, "too_often",
+     "one address sends too many requests: see which, or raise max_requests_per_second_per_address",
+     true},
     {Refusal::overloaded, Code::exhausted, "overloaded",
      "large requests fill max_buffered_bytes: raise it, or send fewer at once", true},
     {Refusal::unauthorized, Code::permission, "unauthorized",
@@ -41,6 +44,8 @@ Refusal refusal_of(int status) {
     case 413:
     case 431:
       return Refusal::too_large;
+    case 429:
+      return Refusal::too_often;
     case 501:
       return Refusal::unsupported;
     case 503:

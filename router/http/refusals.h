@@ -14,6 +14,7 @@ namespace kvl::http {
 enum class Refusal : std::uint8_t {
   crowded,          // max_connections: the one that is idle longest goes
   crowded_address,  // max_connections_per_address
+  too_often,        // max_requests_per_second_per_address
   overloaded,       // max_buffered_bytes, or no memory
   unauthorized,     // no key or signature, or a wrong one
   too_slow,

@@ -14,6 +14,7 @@
 #include "router/http/head.h"
 #include "router/http/loop.h"
 #include "router/http/output.h"
+#include "router/http/rate_limit.h"
 #include "router/http/refusals.h"
 #include "router/http/stream.h"
 
@@ -44,6 +45,7 @@ struct SessionLimits {
   double idle_timeout_secs = 75;
   std::uint64_t buffered_bytes_max = 1ull << 30;  // of large bodies, all connections of the loop
   std::uint32_t per_address_max = 0;              // connections; 0: no limit
+  double per_address_rate = 0;                    // requests a second; 0: no limit
 };
 
 // Written by the loop's thread.
@@ -64,6 +66,7 @@ struct SessionContext {
   std::size_t open = 0;                       // sessions alive
   std::uint64_t buffered = 0;  // bytes of large bodies that have arrived and are not done with
   std::map<asio::ip::address, std::uint32_t> by_address;  // where there is a limit
+  RateLimit rate{limits.per_address_rate};
   bool stopping = false;  // answers say "Connection: close", idle sessions end
 };
 

@@ -22,8 +22,9 @@ struct BootstrapServerOptions {
   // How long a room's data-parallel rank (SGLang's /register_dp_rank) is kept.
   std::uint32_t dp_rank_ttl_ms = 120000;
   std::uint32_t max_connections = 4096;
-  std::uint32_t max_connections_per_address = 0;  // 0: no limit of its own
-  double header_timeout_secs = 30;                // for a request's head, then its body
+  std::uint32_t max_connections_per_address = 0;   // 0: no limit of its own
+  double max_requests_per_second_per_address = 0;  // beyond: 429; 0: no limit
+  double header_timeout_secs = 30;                 // for a request's head, then its body
   double idle_timeout_secs = 75;
   std::uint64_t records_max = 65536;  // ranks, leases and rooms each; beyond: 503, nothing changed
 

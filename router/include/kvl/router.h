@@ -44,9 +44,10 @@ struct RouterOptions {
   double shutdown_grace_period_secs = 180;  // after stop(), for requests in flight
   std::uint64_t max_payload_size = 512ull << 20;  // bytes of a request body; beyond: 413
   std::uint32_t max_connections = 16384;  // client connections per thread; beyond: not accepted
-  std::uint32_t max_connections_per_address = 0;  // 0: no limit of its own
-  std::uint64_t max_buffered_bytes = 1ull << 30;  // of large bodies, per loop
-  std::uint32_t retry_max_retries = 5;            // other pairs tried before the first relayed byte
+  std::uint32_t max_connections_per_address = 0;   // 0: no limit of its own
+  double max_requests_per_second_per_address = 0;  // per thread; beyond: 429; 0: no limit
+  std::uint64_t max_buffered_bytes = 1ull << 30;   // of large bodies, per loop
+  std::uint32_t retry_max_retries = 5;  // other pairs tried before the first relayed byte
 
   double health_check_interval_secs = 5;
   double health_check_timeout_secs = 5;
