@@ -12,6 +12,7 @@ Prints the table program x stage x fault. Exit status 1: a cell is red.
 
 import argparse
 import concurrent.futures
+import itertools
 import json
 import os
 import random
@@ -343,8 +344,12 @@ def run(options, folder):
     total = sum(map(len, plans)) + len(network or ()) * options.repeat
     print(f"seed {options.seed}, {total} cells; logs and traces in {folder}", flush=True)
     begin = time.monotonic()
+    count = itertools.count(1)  # next() is one step for the threads of all fleets
 
     def tell(result):
+        told = next(count)
+        if told * 10 // total > (told - 1) * 10 // total:
+            print(f"{told} of {total} cells, {time.monotonic() - begin:.0f} s", flush=True)
         if result.state != "green" or total <= 12:
             where = f"{result.transport}-{result.kind} {result.cell}"
             print(f"{result.state:8} {where}: {result.why or result.counts}", flush=True)

@@ -44,10 +44,10 @@ FAULTS = {
     "descriptors": "no more descriptors (RLIMIT_NOFILE) for a second",
     "disk": "trace and log on a file system that is full",
 }
-# Resources run out at any time: two stages tell what one would.
-RESOURCE_STAGES = {
-    "prefill": ("queued", "layer:2"),
-    "decode": ("queued", "layer:2"),
+# Resources run out at any time: what the short run has of them.
+SHORT_RESOURCE_STAGES = {
+    "prefill": ("layer:2",),
+    "decode": ("layer:2",),
     "router": ("received",),
     "bootstrap": ("looked_up",),
     "etcd": ("serving",),
@@ -92,10 +92,6 @@ class Cell(NamedTuple):
 def all_cells():
     for fault in FAULTS:
         for program, stages in STAGES.items():
-            if fault in ("memory", "descriptors", "disk"):
-                stages = RESOURCE_STAGES[program]
-                if fault == "disk":
-                    stages = stages[-1:]
             for stage in stages:
                 yield Cell(program, stage, fault)
 
@@ -109,6 +105,7 @@ def short_cells():
     for cell in all_cells():
         if cell.fault in SHORT and (cell.program, cell.stage) not in SHORT[cell.fault]:
             continue
-        if cell.fault in ("memory", "descriptors") and cell.stage == "queued":
-            continue
+        if cell.fault in ("memory", "descriptors", "disk"):
+            if cell.stage not in SHORT_RESOURCE_STAGES[cell.program]:
+                continue
         yield cell
