@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "bench/support/raw_socket_session.h"
+#include "transport/base/unique_fd.h"
 
 namespace kvl::bench {
 namespace {
@@ -71,6 +72,8 @@ Status tune(int fd, const RawSocketOptions& options) {
   return {};
 }
 
+void choose_reno(int fd) { ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4); }
+
 // "auto" means what it means to the tcp transport: reno between processes of one host.
 void tune_connected(int fd, const RawSocketOptions& options) {
   if (options.congestion != "auto") return;
@@ -88,7 +91,14 @@ void tune_connected(int fd, const RawSocketOptions& options) {
     const auto& in4 = reinterpret_cast<const sockaddr_in&>(address.storage).sin_addr;
     return std::string(reinterpret_cast<const char*>(&in4), sizeof(in4));
   };
-  if (host(here) == host(there)) ::setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
+  if (host(here) == host(there)) choose_reno(fd);
+}
+
+std::string congestion_of(int fd) {
+  std::array<char, 64> name{};
+  socklen_t bytes = name.size() - 1;
+  ::getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name.data(), &bytes);
+  return name.data();
 }
 
 bool shape_ok(std::uint32_t connections, std::uint32_t threads) {
@@ -259,11 +269,14 @@ Result<RawRun> RawSocketClient::ping_pong(std::uint64_t rounds, std::uint32_t by
   return sessions_[0]->ping_pong(rounds, bytes, answer_bytes);
 }
 
-std::string RawSocketClient::congestion() const {
-  std::array<char, 64> name{};
-  socklen_t bytes = name.size() - 1;
-  ::getsockopt(sessions_[0]->first_fd(), IPPROTO_TCP, TCP_CONGESTION, name.data(), &bytes);
-  return name.data();
+std::string RawSocketClient::congestion() const { return congestion_of(sessions_[0]->first_fd()); }
+
+Result<std::string> congestion_in_force(const RawSocketOptions& options, bool same_host) {
+  const UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!fd) return Status{Code::exhausted, "socket", errno};
+  KVL_TRY(tune(fd.get(), options));
+  if (options.congestion == "auto" && same_host) choose_reno(fd.get());
+  return congestion_of(fd.get());
 }
 
 }  // namespace kvl::bench

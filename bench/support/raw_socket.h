@@ -80,6 +80,10 @@ class RawSocketServer {
   std::uint16_t port_ = 0;
 };
 
+// The congestion control that a connection with these options gets, to a process of this host or
+// another. unsupported: the kernel has none of that name, or this user may not choose it.
+Result<std::string> congestion_in_force(const RawSocketOptions& options, bool same_host);
+
 class RawSocketClient {
  public:
   static Result<std::unique_ptr<RawSocketClient>> open(const RawSocketOptions&,

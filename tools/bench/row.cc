@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <optional>
 
 #include "bench/support/stats.h"
@@ -17,13 +16,6 @@ constexpr std::uint64_t kGuardGapBytes = 72;  // odd enough that a wrong multipl
 
 double ms_since(std::int64_t start_ns) {
   return static_cast<double>(SteadyClock().now_ns() - start_ns) / 1e6;
-}
-
-std::string system_congestion() {
-  std::ifstream file("/proc/sys/net/ipv4/tcp_congestion_control");
-  std::string name;
-  file >> name;
-  return name;
 }
 
 Status move_once(TestBed& bed, Direction direction, std::size_t index, bool note) {
@@ -140,8 +132,9 @@ Result<Pair> Bench::start_pair(const Flags& flags, std::string* error) const {
   pair.child = std::move(*child);
   const auto line = pair.child->read_line(options.timeout_ms);
   if (!line.ok()) {
-    *error = "the serving process: " + line.status().to_string();
-    if (!pair.child->running()) *error += ", " + pair.child->how_ended();
+    *error = pair.child->running() ? "the serving process: " + line.status().to_string()
+                                   : "the serving process has ended (" + pair.child->how_ended() +
+                                         "); what it said stands above";
     return line.status();
   }
   pair.spawn_ms = ms_since(start_ns);
@@ -266,8 +259,15 @@ Status measure_bed(const Bench& bench, TestBed& bed, const Settings& settings, D
   };
   const RawSocketOptions raw = raw_options_for(settings);
   // The engine's lanes resolve the setting as the raw sockets do; those can be asked.
-  std::string congestion = raw.congestion;
-  if (congestion.empty() || congestion == "system") congestion = system_congestion();
+  std::string congestion;
+  if (session.transport() == "tcp") {
+    Result<std::string> name = congestion_in_force(raw, options.peer.empty());
+    if (!name.ok()) {
+      return session.fail(name.code(), "tcp.congestion=" + raw.congestion +
+                                           ": not among net.ipv4.tcp_available_congestion_control");
+    }
+    congestion = *std::move(name);
+  }
   if (options.baseline("socket")) {
     add(make_socket_contender(bed, shape, raw, host_of(peer->address), &congestion), "socket");
   }

@@ -78,6 +78,26 @@ TEST_P(BenchRow, HasItsKeysAndNoWrongByte) {
   EXPECT_EQ(json_field(rows[3], "page_bytes"), "65536");
 }
 
+TEST(BenchCongestion, TheRowNamesWhatIsInForceAlsoWithoutABaseline) {
+  const std::string common =
+      "bench --transport tcp --op write --pages 16 --arena-bytes 1m --seconds 0.02 --json"
+      " --baselines none --tcp.congestion ";
+  for (const std::string name : {"auto", "system", "reno"}) {
+    Program bench(common + name);
+    ASSERT_EQ(bench.wait(), 0) << bench.errors;
+    const std::string used = json_field(bench.output, "congestion");
+    EXPECT_NE(used, "");
+    EXPECT_NE(used, name == "reno" ? "" : name);
+    if (name == "auto") {
+      EXPECT_EQ(used, "reno") << "between two processes of one host";
+    }
+  }
+  Program none(common + "no_such_control");
+  EXPECT_EQ(none.wait(), 1);
+  EXPECT_EQ(none.output, "");
+  EXPECT_NE(none.errors.find("tcp.congestion=no_such_control"), std::string::npos) << none.errors;
+}
+
 TEST_P(BenchRow, StridedForeignAndDeepRowsAreRight) {
   const std::string common = std::string("bench --transport ") + GetParam() +
                              " --op write,read --seconds 0.02 --arena-bytes 4m --verify --json ";
