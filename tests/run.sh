@@ -1,23 +1,22 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, and runs the tests: release whole, ASan+UBSan on unit,
-# conformance and fault tests, TSan on what has threads. --all adds a clang build with clang-tidy.
+# conformance and fault tests, TSan on what has threads, a clang build with clang-tidy.
 #
 #   tests/run.sh              the default, what CI runs
-#   tests/run.sh --all        slow suites, the clang build with clang-tidy and 5 s of fuzzing per
-#                             target as well
+#   tests/run.sh --all        slow suites and 5 s of fuzzing per target as well
 #   tests/run.sh --quick      release only
 #   tests/run.sh --only STEP  one of release, asan, tsan, tidy
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-steps=(release asan tsan)
+steps=(release asan tsan tidy)
 slow=0
 while [[ $# -gt 0 ]]; do
   case "$1" in
-    --all) slow=1; steps=(release asan tsan tidy) ;;
+    --all) slow=1 ;;
     --quick) steps=(release) ;;
     --only) shift; steps=("${1:?--only needs a step}") ;;
-    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "tests/run.sh: unknown option $1; see --help" >&2; exit 2 ;;
   esac
   shift
