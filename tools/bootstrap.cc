@@ -50,7 +50,7 @@ void add_bootstrap(CLI::App& app, Program& program) {
       "  kvlane bootstrap --store etcd --etcd-endpoints http://a:2379,http://b:2379,http://c:2379\n"
       "  kvlane bootstrap --tls-cert-path server.pem --tls-key-path server.key   (SIGHUP: read "
       "anew)\n"
-      "  curl http://localhost:8998/kvlane/v1/instances");
+      "  curl 'http://localhost:8998/kvlane/v1/instances?cluster=default'   (without a secret)");
   const auto flags = std::make_shared<SettingFlags>();
   add_setting_flags(*command, bootstrap_settings(), "bootstrap.", *flags);
   add_setting_flags(*command, security_settings(), "", *flags);

@@ -1,4 +1,5 @@
 // `kvlane config`: every setting with its value in force, where that came from, range, unit, help.
+#include <algorithm>
 #include <cstdio>
 
 #include "tools/program.h"
@@ -37,10 +38,17 @@ std::string environment_name(std::string_view name) {
   return out;
 }
 
-void print_json(const Settings& settings) {
+// Of a part: "tcp.lanes" of "tcp", and of "".
+bool is_of(std::string_view name, std::string_view part) {
+  return part.empty() || name == part ||
+         (name.starts_with(part) && name.substr(part.size()).starts_with('.'));
+}
+
+void print_json(const Settings& settings, std::string_view part) {
   std::puts("[");
   const char* separator = " ";
   for (const Setting& row : settings.rows()) {
+    if (!is_of(row.name, part)) continue;
     const Settings::Value value = settings.value(row.name);
     std::string line = std::string(separator) + "{\"name\":" + json_text(row.name);
     line += ",\"value\":" + json_text(value.text) + ",\"origin\":" + json_text(value.origin);
@@ -57,8 +65,9 @@ void print_json(const Settings& settings) {
   std::puts("]");
 }
 
-void print_text(const Settings& settings) {
+void print_text(const Settings& settings, std::string_view part) {
   for (const Setting& row : settings.rows()) {
+    if (!is_of(row.name, part)) continue;
     const Settings::Value value = settings.value(row.name);
     std::string line(row.name);
     line += " = " + (value.text.empty() ? std::string("\"\"") : value.text);
@@ -81,21 +90,28 @@ void add_config(CLI::App& app, Program& program) {
       "Sources, later ones win: default, --config FILE, environment (KVLANE_...), flags.\n"
       "Examples:\n"
       "  kvlane config\n"
+      "  kvlane config tcp.lanes\n"
       "  KVLANE_ROUTER_PORT=31000 kvlane config --json");
   struct Flags {
     bool json = false;
+    std::string name;
     SettingFlags settings;
   };
   const auto flags = std::make_shared<Flags>();
+  command->add_option("NAME", flags->name, "only this setting, or those of this part: tcp");
   command->add_flag("--json", flags->json, "one JSON array");
   add_setting_flags(*command, all_settings(), "", flags->settings);
   command->callback([&program, flags] {
     const Result<Settings> settings = program.settings(flags->settings);
     if (!settings.ok()) return;
+    if (std::ranges::none_of(settings->rows(),
+                             [&](const Setting& row) { return is_of(row.name, flags->name); })) {
+      return program.fail("no setting is called '" + flags->name + "'; kvlane config lists them");
+    }
     if (flags->json) {
-      print_json(*settings);
+      print_json(*settings, flags->name);
     } else {
-      print_text(*settings);
+      print_text(*settings, flags->name);
     }
   });
 }

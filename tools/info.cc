@@ -63,7 +63,7 @@ int numa_nodes() {
 std::string io_uring_state() {
   io_uring_params params{};
   const UniqueFd ring(static_cast<int>(::syscall(SYS_io_uring_setup, 1, &params)));
-  return ring ? "yes" : std::string("no: ") + std::strerror(errno);
+  return ring ? "available, not used" : std::string("no: ") + std::strerror(errno);
 }
 
 std::string attach_state() {
@@ -227,7 +227,8 @@ void print_text(const Settings& settings) {
                   device.name.c_str(), caps_text(device.caps).c_str(),
                   std::string(fence_text(device.fence)).c_str());
       if (device.bytes_per_second > 0) {
-        std::printf("; %.1f Gbit/s", static_cast<double>(device.bytes_per_second) * 8 / 1e9);
+        std::printf("; nominal %.1f Gbit/s",
+                    static_cast<double>(device.bytes_per_second) * 8 / 1e9);
       }
       if (device.numa_node >= 0) std::printf("; NUMA node %d", device.numa_node);
       std::puts("");

@@ -12,7 +12,17 @@ Result<Settings> Program::settings(const SettingFlags& flags) {
   std::string error;
   Result<Settings> settings =
       Settings::load(all_settings(), {.file = config_file, .flags = flags}, &error);
-  if (!settings.ok()) fail(error);
+  if (!settings.ok()) {
+    fail(error);
+  } else if (!environment_checked_) {
+    environment_checked_ = true;
+    for (const std::string& name : unknown_variables(settings->rows())) {
+      std::fprintf(stderr,
+                   "kvlane: the environment variable %s names no setting; kvlane config "
+                   "lists them\n",
+                   name.c_str());
+    }
+  }
   return settings;
 }
 
@@ -27,6 +37,22 @@ bool Program::start_trace(const Settings& settings, std::string_view process) {
 void Program::fail(std::string_view sentence) {
   std::fprintf(stderr, "kvlane: %.*s\n", static_cast<int>(sentence.size()), sentence.data());
   exit_status = 1;
+}
+
+CLI::Validator number_between(double least, double most) {
+  const auto short_text = [](double value) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "%.12g", value);
+    return std::string(text);
+  };
+  const std::string range = short_text(least) + " to " + short_text(most);
+  return CLI::Validator(
+      [least, most, range](std::string& text) {
+        double value = 0;
+        const bool good = CLI::detail::lexical_cast(text, value) && value >= least && value <= most;
+        return good ? std::string() : "'" + text + "' is no number from " + range;
+      },
+      "NUMBER");
 }
 
 void add_setting_flags(CLI::App& command, std::span<const Setting> rows, std::string_view prefix,

@@ -30,6 +30,9 @@ struct Program {
   bool start_trace(const Settings& settings, std::string_view process);
   // Prints "kvlane: <sentence>" to standard error and sets exit_status to 1.
   void fail(std::string_view sentence);
+
+ private:
+  bool environment_checked_ = false;
 };
 
 // One flag per row: "--tcp.lanes". With prefix "router.", rows that start with it also get their
@@ -37,6 +40,10 @@ struct Program {
 // appended to `flags`, which must outlive the parse.
 void add_setting_flags(CLI::App& command, std::span<const Setting> rows, std::string_view prefix,
                        SettingFlags& flags);
+
+// For options that are numbers: refuses what is none ("nan") or out of [least, most]. CLI11's
+// PositiveNumber takes the first and names a bound of 309 digits for the second.
+CLI::Validator number_between(double least, double most);
 
 // Every setting of every component, for `kvlane config` and for reading one file that holds the
 // settings of several programs.

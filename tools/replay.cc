@@ -18,6 +18,8 @@
 namespace kvl::tools {
 namespace {
 
+constexpr std::uint64_t kRowsMax = 1'000'000;  // about 1 GB of built-in workload
+
 struct Options {
   std::string trace;
   std::uint64_t limit = 0;
@@ -91,6 +93,9 @@ bool prepare(Options& options, replay::Trace& trace, Program& program) {
 void run(Options& options, Program& program) {
   replay::Trace trace;
   if (!prepare(options, trace, program)) return;
+  if (!options.html.empty() && !std::ofstream(options.html, std::ios::app)) {
+    return program.fail("cannot write " + options.html);
+  }
   options.fleet.settings = options.settings;
   bench::catch_interrupts();
   std::string error;
@@ -123,7 +128,11 @@ void run(Options& options, Program& program) {
   if (!lost.empty()) program.fail("a process of the fleet has ended: " + lost);
   if (bench::interrupted()) program.fail("interrupted; what had not ended is not counted as ok");
 
-  const replay::Summary summary = replay::summarise(outcomes);
+  replay::Summary summary = replay::summarise(outcomes);
+  // A request that fails for them answers with an error, without figures.
+  summary.pages_wrong = std::max(
+      summary.pages_wrong,
+      static_cast<std::uint64_t>((*fleet)->metric(false, "kvlane_worker_pages_wrong_total")));
   setup.transport = (*fleet)->transports();
   setup.prefix_hit_tokens =
       static_cast<std::uint64_t>((*fleet)->metric(true, "kvlane_worker_cached_tokens_total"));
@@ -146,9 +155,10 @@ void add_replay(CLI::App& app, Program& program) {
   Options& o = *options;
   command->add_option("--trace", o.trace,
                       "Mooncake JSONL or Azure CSV; default: a built-in workload");
-  command->add_option("--limit", o.limit, "only the first rows (built-in: how many)");
+  command->add_option("--limit", o.limit, "only the first rows (built-in: how many)")
+      ->check(CLI::Range(std::uint64_t{1}, kRowsMax));
   command->add_option("--time-scale", o.client.time_scale, "arrivals are this much faster")
-      ->check(CLI::PositiveNumber)
+      ->check(number_between(1e-3, 1e6))
       ->capture_default_str();
   command->add_option("--prefill", o.fleet.prefill, "prefill workers")
       ->check(CLI::Range(1, 64))
@@ -157,26 +167,37 @@ void add_replay(CLI::App& app, Program& program) {
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
   command->add_option("--prefill-tp", o.fleet.prefill_tp, "tensor parallel ranks of each prefill")
+      ->check(CLI::Range(1, 64))
       ->capture_default_str();
   command->add_option("--decode-tp", o.fleet.decode_tp, "tensor parallel ranks of each decode")
+      ->check(CLI::Range(1, 64))
       ->capture_default_str();
   command->add_option("--prefill-pp", o.fleet.prefill_pp, "pipeline stages of each prefill")
+      ->check(CLI::Range(1, 64))
       ->capture_default_str();
   command->add_option("--decode-pp", o.fleet.decode_pp, "pipeline stages of each decode")
+      ->check(CLI::Range(1, 64))
       ->capture_default_str();
   command->add_option("--model", o.fleet.model, "KV geometry: " + model_names())
       ->capture_default_str();
   command->add_option("--transport", o.fleet.transport, "fail rather than use another");
-  command->add_option("--mode", o.fleet.mode, "push or pull")->capture_default_str();
+  command->add_option("--mode", o.fleet.mode, "push or pull")
+      ->check(CLI::IsMember({"push", "pull"}))
+      ->capture_default_str();
   command->add_option("--policy", o.fleet.policy, "of the router")->capture_default_str();
   command->add_option("--page-tokens", o.fleet.page_tokens, "tokens of a page")
+      ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  command->add_option("--pool-bytes", o.fleet.pool_bytes,
-                      "KV memory of each worker; 0: by the trace");
+  command
+      ->add_option("--pool-bytes", o.fleet.pool_bytes,
+                   "KV memory of each worker; default: by the trace")
+      ->check(CLI::Range(std::uint64_t{1} << 20, std::uint64_t{1} << 44));
   command->add_option("--inflight", o.client.inflight_max, "requests in flight; later ones queue")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   command->add_option("--seed", o.workload.seed, "of the built-in workload")->capture_default_str();
+  command->add_flag("--damage-received", o.fleet.damage_received,
+                    "a control: one bit of each handoff is flipped at decode; must be noticed");
   command->add_flag("--json", o.json, "the last line is one JSON object");
   command->add_option("--html", o.html, "write a page with plots");
   command->footer(

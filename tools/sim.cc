@@ -172,7 +172,8 @@ void add_sim(CLI::App& app, Program& program) {
       app.add_subcommand("sim", "simulate a cluster in virtual time, with faults and checks");
   const auto options = std::make_shared<Options>();
   command->add_option("--seed", options->run.seed, "first seed")->capture_default_str();
-  command->add_option("--runs", options->runs, "consecutive seeds")->check(CLI::PositiveNumber);
+  command->add_option("--runs", options->runs, "consecutive seeds")
+      ->check(CLI::Range(1, 100'000'000));
   command->add_option("--threads", options->threads, "runs at a time")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();

@@ -30,8 +30,10 @@ void print(const std::string& text) { std::fwrite(text.data(), 1, text.size(), s
 
 void run(Options options, Program& program) {
   // `kvlane trace --list FILES…` has no id: the first word is a file as well.
-  if (options.list) options.files.insert(options.files.begin(), options.id);
-  if (options.files.empty()) return program.fail("no trace file was given");
+  if (options.list && !options.id.empty()) {
+    options.files.insert(options.files.begin(), options.id);
+  }
+  if (options.files.empty()) return program.fail("name the trace files; kvlane trace --help");
   tracing::Traces traces;
   for (const std::string& file : options.files) {
     std::ifstream in(file);
@@ -69,7 +71,7 @@ void add_trace(CLI::App& app, Program& program) {
       "  kvlane trace 5083912 router.jsonl prefill.jsonl decode.jsonl\n"
       "  kvlane trace my-request-id *.jsonl --chrome > life.json   # for ui.perfetto.dev");
   const auto options = std::make_shared<Options>();
-  command->add_option("id", options->id, "a room, or a request id")->required()->type_name("ID");
+  command->add_option("id", options->id, "a room, or a request id")->type_name("ID");
   command->add_option("files", options->files, "trace files of all processes")->type_name("FILE…");
   command->add_flag("--list", options->list, "every request in the files; takes no ID");
   command->add_flag("--json", options->json, "one JSON object");

@@ -139,7 +139,9 @@ Result<std::unique_ptr<Fleet>> Fleet::open(const Bench& bench, const Flags& flag
   for (std::size_t i = 0; i < peers; ++i) {
     auto line = fleet->child_->read_line(bench.options.timeout_ms);
     if (!line.ok()) {
-      *error = "the serving process: " + line.status().to_string();
+      *error = fleet->child_->running()
+                   ? "the serving process: " + line.status().to_string()
+                   : "the serving process has ended; what it said stands above";
       return line.status();
     }
     fleet->addresses_.push_back(std::move(*line));

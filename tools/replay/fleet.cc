@@ -89,9 +89,9 @@ Status Fleet::add(const std::string& name, bool prefill, const std::vector<std::
   while (member.port == 0) {
     const auto line = member.process->read_line(kStartMs);
     if (!line) {
-      member.process->running();
-      *error =
-          name + " did not start: " + line.status().to_string() + " " + member.process->how_ended();
+      *error = member.process->running() ? name + " did not start: " + line.status().to_string()
+                                         : name + " did not start (" + member.process->how_ended() +
+                                               "); what it said stands above";
       return line.status();
     }
     member.port = port_of(*line);
@@ -134,6 +134,7 @@ Result<std::unique_ptr<Fleet>> Fleet::start(const FleetOptions& options, std::st
         "--bootstrap",
         rendezvous};
     if (!options.transport.empty()) worker.insert(worker.end(), {"--transport", options.transport});
+    if (options.damage_received && !prefill) worker.emplace_back("--damage-received");
     for (const auto& [name, text] : options.settings)
       worker.insert(worker.end(), {"--" + name, text});
     const std::string name =

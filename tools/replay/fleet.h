@@ -20,7 +20,8 @@ struct FleetOptions {
   std::string mode = "push";
   std::string policy = "round_robin";
   std::uint32_t page_tokens = 64;
-  std::uint64_t pool_bytes = 0;                               // per worker
+  std::uint64_t pool_bytes = 0;  // per worker
+  bool damage_received = false;  // a control: decode flips a bit of each handoff
   std::vector<std::pair<std::string, std::string>> settings;  // for the workers
 };
 

@@ -37,6 +37,7 @@ void add_model(CLI::App& command, WorkerOptions& options) {
       ->capture_default_str();
   command.add_option("--pool-bytes", options.pool_bytes, "KV memory over all ranks")
       ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 44))
       ->capture_default_str();
   command.add_option("--dtype", options.dtype,
                      "of the KV: f32, bf16, f16, fp8; default: the model's");
@@ -65,7 +66,8 @@ void add_place(CLI::App& command, WorkerOptions& options) {
   command
       .add_option("--bootstrap-port,--disaggregation-bootstrap-port", options.bootstrap_port,
                   "what a router is told as --prefill URL PORT; without --bootstrap the worker\n"
-                  "serves the rendezvous there (0: any free port). Default: the HTTP port")
+                  "serves the rendezvous there (0: any free port), and prefill needs it. Default\n"
+                  "with --bootstrap: the HTTP port")
       ->check(CLI::Range(0, 65535));
   command.add_option("--tls-cert-path", options.tls_cert,
                      "PEM: shown to a rendezvous with https, and by the one served here");

@@ -2,6 +2,8 @@
 // place of kvlane that reads the environment.
 #include "kvl/config.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cctype>
 #include <charconv>
@@ -210,6 +212,20 @@ Result<Settings> Settings::load(std::vector<Setting> rows, const Source& source,
   }
   for (const auto& [name, text] : source.flags) KVL_TRY(loader.set(name, text, "flag"));
   return settings;
+}
+
+std::vector<std::string> unknown_variables(std::span<const Setting> rows) {
+  std::vector<std::string> unknown;
+  for (char** variable = environ; variable != nullptr && *variable != nullptr; ++variable) {
+    const std::string_view text(*variable);
+    const std::string_view name = text.substr(0, text.find('='));
+    if (!name.starts_with("KVLANE_")) continue;
+    const bool known = std::any_of(rows.begin(), rows.end(), [&](const Setting& row) {
+      return name == row.alias || name == environment_name(row.name);
+    });
+    if (!known) unknown.emplace_back(name);
+  }
+  return unknown;
 }
 
 void Settings::apply(const Setting& row, void* owner) const {

@@ -74,6 +74,10 @@ Setting setting(std::string_view name, std::string_view unit, double min, double
 // The values in force and where each came from. Order: default < file < environment < flag.
 // Booleans accept 1/true/yes/on and 0/false/no/off in any case; anything else is an error.
 // Sizes accept k, m, g (powers of 1024). Immutable after load(); safe to read from any thread.
+// Names in the environment that begin with KVLANE_ and belong to none of `rows`: misspelt, most
+// likely.
+std::vector<std::string> unknown_variables(std::span<const Setting> rows);
+
 class Settings {
  public:
   struct Source {
