@@ -72,6 +72,7 @@ class EtcdServers : public ::testing::Test {
 };
 
 TEST_F(EtcdServers, ARankOfOneServerIsFoundAtTheOther) {
+  const ExpectLog expected("bootstrap.refused");
   const auto a = serve(), b = serve();
   const auto at_a = client_of(*a), at_b = client_of(*b);
   ASSERT_TRUE(at_a->register_rank(rank(0)).ok());
