@@ -99,7 +99,7 @@ Status ShmLink::post(const Batch& batch) {
   slot.batch = batch;
   std::copy(batch.note.begin(), batch.note.end(), slot.note.begin());
   slot.batch.note = std::span<const std::byte>(slot.note).first(batch.note.size());
-  slot.cursor.start(batch);
+  slot.cursor.start(batch.ops, batch.begin, batch.end);
   pool_.push(peer->queue, index);
   ++queued_;
   ++peer->batches_open;

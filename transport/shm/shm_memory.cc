@@ -88,13 +88,4 @@ void MemoryTable::remove(MemoryId id) {
   free_.push_back(slot_of(id));
 }
 
-bool fits(std::uint64_t size, std::uint64_t offset, std::uint64_t stride, std::uint32_t count,
-          std::uint32_t bytes) {
-  if (bytes == 0 || count == 0 || offset > size) return false;
-  const std::uint64_t room = size - offset;
-  if (bytes > room) return false;
-  std::uint64_t span = 0;
-  return !__builtin_mul_overflow(stride, std::uint64_t{count} - 1, &span) && span <= room - bytes;
-}
-
 }  // namespace kvl::shm

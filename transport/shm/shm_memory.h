@@ -9,6 +9,7 @@
 #include "kvl/memory.h"
 #include "kvl/status.h"
 #include "kvl/transport.h"
+#include "transport/base/batch_cursor.h"
 #include "transport/base/unique_fd.h"
 #include "transport/shm/shm_outbox.h"
 #include "transport/shm/shm_wire.h"
@@ -72,9 +73,5 @@ struct RemoteName {
   bool dropped = false;
   std::int64_t deadline_ns = 0;  // for the announcement to come
 };
-
-// Whether `count` pieces of `bytes` lie in [0, size).
-bool fits(std::uint64_t size, std::uint64_t offset, std::uint64_t stride, std::uint32_t count,
-          std::uint32_t bytes);
 
 }  // namespace kvl::shm
