@@ -14,6 +14,7 @@ TABLES = {
     "control.refused": "transport/core/refusals.cc",
     "tcp.greeting_refused": "transport/tcp/tcp_faults.cc",
     "shm.refused": "transport/shm/shm_refusals.cc",
+    "libfabric.peer_lost": "transport/libfabric/fabric_faults.cc",
     "http.refused": "router/http/refusals.cc",
     "bootstrap.refused": "router/bootstrap/refusals.cc",
     "fleet.worker_unhealthy": "router/fleet/fleet.cc",

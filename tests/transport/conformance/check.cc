@@ -11,12 +11,22 @@ namespace {
 struct Exception {
   std::string_view transport, check, reason;
 };
+constexpr std::string_view kNoHmem = "memory of a GPU is the NIC's to register (FI_HMEM)";
 constexpr Exception kExceptions[] = {
     {"sim", "post_and_poll_do_not_allocate", "its packets and its wires live in this process"},
     {"sim", "arrivals_wake_sleepers", "virtual time: nobody sleeps, wait_fd() is -1"},
     {"sim", "idle_peer_death_is_noticed", "like an idle RC peer: the engine's heartbeat notices"},
     {"sim", "device_memory", "simulates a NIC of host memory"},
     {"sim", "registration_beside_polls", "one thread drives the whole world"},
+    {"libfabric(tcp)", "device_memory", kNoHmem},
+};
+
+// Kinds of device that a transport has only when it is asked for them.
+struct Flavour {
+  std::string_view transport, name, setting;
+};
+constexpr Flavour kFlavours[] = {
+    {"libfabric", "tcp", "libfabric.providers"},
 };
 
 }  // namespace
@@ -27,6 +37,29 @@ std::vector<Check> all_checks() {
     for (Check& check : part()) all.push_back(std::move(check));
   }
   return all;
+}
+
+std::vector<Variant> all_kinds() {
+  std::vector<Variant> all{{"sim"}};
+  for (const auto& transport : make_transports(Settings{})) {
+    Variant plain{std::string(transport->name())};
+    bool flavours = false;
+    for (const Flavour& flavour : kFlavours) {
+      if (flavour.transport != plain.transport) continue;
+      flavours = true;
+      all.push_back(plain);
+      all.back().flavour = flavour.name;
+      all.back().flags = {{std::string(flavour.setting), std::string(flavour.name)}};
+    }
+    if (!flavours) all.push_back(plain);
+  }
+  return all;
+}
+
+std::string missing_here(const Variant& variant) {
+  if (variant.flavour.empty()) return "";
+  const std::unique_ptr<Transport> transport = make_transport_of(variant);
+  return transport->devices().empty() ? transport->why_unusable() : "";
 }
 
 std::string run_check(const Check& check, const Variant& variant, std::uint64_t seed) {
@@ -47,7 +80,7 @@ std::string not_applicable(const Check& check, const Variant& variant) {
     return "one thread drives the whole simulated world";
   }
   for (const Exception& exception : kExceptions) {
-    if (exception.transport == variant.transport && exception.check == check.name) {
+    if (exception.transport == variant.kind() && exception.check == check.name) {
       return std::string(exception.reason);
     }
   }

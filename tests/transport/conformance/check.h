@@ -27,6 +27,13 @@ std::vector<Check> all_checks();
 // "" or what is broken.
 std::string run_check(const Check& check, const Variant& variant, std::uint64_t seed);
 
+// Every transport of the registry and "sim", each kind of device once, as plain variants in one
+// thread.
+std::vector<Variant> all_kinds();
+
+// "", or why this kind cannot run on this machine at all.
+std::string missing_here(const Variant& variant);
+
 // Where a check cannot apply, and why; "" where it does.
 std::string not_applicable(const Check& check, const Variant& variant);
 

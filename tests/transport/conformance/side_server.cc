@@ -29,9 +29,10 @@ std::uint64_t mix(std::uint64_t x) {
 }
 
 // The real transports with short connect deadlines, whatever the environment says.
-Settings test_settings() {
+Settings test_settings(const std::vector<std::pair<std::string, std::string>>& flags) {
   Settings::Source source;
   source.environment = false;
+  source.flags = flags;
   const std::vector<Setting> rows = transport_settings();
   for (const Setting& row : rows) {
     if (row.name.ends_with("connect_timeout_ms")) source.flags.emplace_back(row.name, "1500");
@@ -45,7 +46,7 @@ Settings test_settings() {
 
 std::string Variant::name() const {
   static constexpr std::array<const char*, 3> kModes{"one_thread", "threads", "processes"};
-  return transport +
+  return transport + (flavour.empty() ? "" : "_" + flavour) +
          (wrapped     ? "_wrapped_"
           : encrypted ? "_encrypted_"
                       : "_plain_") +
@@ -70,6 +71,13 @@ std::uint64_t hash_bytes(std::span<const std::byte> bytes) {
   return hash;
 }
 
+std::unique_ptr<Transport> make_transport_of(const Variant& variant) {
+  for (auto& transport : make_transports(test_settings(variant.flags))) {
+    if (transport->name() == variant.transport) return std::move(transport);
+  }
+  return nullptr;
+}
+
 SideServer::SideServer(const Variant& variant, std::uint8_t side, sim::SimWorld* world)
     : variant_(variant),
       side_(side),
@@ -87,9 +95,7 @@ std::unique_ptr<Transport> SideServer::make_transport() const {
   if (variant_.transport == "sim") {
     found = std::make_unique<sim::SimTransport>(*world_, side_);
   } else {
-    for (auto& transport : make_transports(test_settings())) {
-      if (transport->name() == variant_.transport) found = std::move(transport);
-    }
+    found = make_transport_of(variant_);
   }
   if (!found || !variant_.wrapped) return found;
   auto state =

@@ -40,8 +40,12 @@ struct Variant {
   // What the FaultLinks of both sides do; null: nothing. One thread only.
   std::shared_ptr<fault::FaultState> faults;
   bool encrypted = false;  // sessions have a key, and bytes are sealed
+  // One transport with several kinds of device: "libfabric" over "tcp", and its settings.
+  std::string flavour;
+  std::vector<std::pair<std::string, std::string>> flags;
 
   std::string name() const;
+  std::string kind() const { return flavour.empty() ? transport : transport + "(" + flavour + ")"; }
 };
 
 // An event as it was seen, with what the watched memory held at that moment.
@@ -74,6 +78,9 @@ struct ControlMessage {
 // Bytes of a repeatable pattern, and a number that stands for bytes.
 void fill_pattern(std::span<std::byte> bytes, std::uint64_t seed);
 std::uint64_t hash_bytes(std::span<const std::byte> bytes);
+
+// The registry's transport of this variant, with its settings; null: it is not built in.
+std::unique_ptr<Transport> make_transport_of(const Variant& variant);
 
 class SideServer {
  public:

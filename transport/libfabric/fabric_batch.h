@@ -1,0 +1,88 @@
+// What is under way: batches, the operations that they are made of, and peers.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <string>
+
+#include "kvl/transport.h"
+#include "transport/base/batch_cursor.h"
+#include "transport/base/slot_pool.h"
+#include "transport/libfabric/fabric_api.h"
+#include "transport/libfabric/fabric_wire.h"
+
+namespace kvl::libfabric {
+
+struct BatchSlot {
+  Batch batch;  // batch.note names `note`
+  std::array<std::byte, kNoteBytesMax> note{};
+  BatchCursor cursor;
+  std::uint64_t bytes_done = 0;
+  std::uint32_t operations = 0;  // under way; nothing is said of memory before they have ended
+  std::uint32_t next = kNoSlot, previous = kNoSlot;
+  Code code = Code::ok;
+  bool used = false;
+  bool started = false;      // its ReadyToken was seen ready
+  bool ending = false;       // no more is posted; `code` is its end
+  bool note_posted = false;  // what is left is the provider's
+
+  bool all_posted() const { return cursor.done() && (batch.note.empty() || note_posted); }
+};
+
+// One operation of the provider, which writes to `context` while it is under way.
+struct Operation {
+  enum class Kind : std::uint8_t { write, read, note, message, receive };
+  fi_context2 context{};
+  std::uint64_t peer = 0;
+  std::uint64_t bytes = 0;
+  std::uint32_t batch = kNoSlot;
+  std::uint32_t next = kNoSlot, previous = kNoSlot;
+  Kind kind = Kind::message;
+  bool used = false;
+};
+
+// opened -> connecting -> up -> closing -> (peer_down, gone); every state may go to closing.
+enum class PeerState : std::uint8_t { opened, connecting, up, closing };
+
+// A message that is still to be posted.
+struct Owed {
+  MessageType type = MessageType::nothing;
+  std::uint64_t value = 0;
+};
+
+struct Peer {
+  PeerId id;
+  PeerRole role = PeerRole::active;
+  PeerState state = PeerState::opened;
+  Token token;   // ours for this peer
+  Token remote;  // the peer's for us, once accepted
+  bool accepted = false;
+  bool heard = false;  // a hello came: the other side has our address
+  bool up_announced = false;
+  bool closed_here = false;
+  fi_addr_t address = FI_ADDR_UNSPEC;
+  std::string address_bytes;
+  Code down_code = Code::ok;
+  std::int64_t deadline_ns = INT64_MAX;
+  std::int64_t hello_ns = INT64_MAX;  // when the next hello is due
+  std::int64_t probe_ns = INT64_MAX;  // when it is asked whether it lives
+  bool active = false;                // something came from it since the last probe
+  SlotList queue;
+  std::uint32_t batches_open = 0;  // without their event
+  std::uint32_t operations = 0;    // under way
+  std::deque<Owed> owed;
+};
+
+// A peer's memory under a RemoteId.
+struct ImportedMemory {
+  PeerId peer;
+  RemoteName name;
+  Blob blob;
+  std::uint32_t uses = 0;
+  bool verified = false;  // its seal was found to be the peer's
+  bool gone = false;      // removed by the peer
+  bool dropped = false;
+};
+
+}  // namespace kvl::libfabric

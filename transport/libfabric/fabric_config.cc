@@ -1,0 +1,37 @@
+// One row per setting of the libfabric transport.
+#include "transport/libfabric/fabric_config.h"
+
+namespace kvl::libfabric {
+
+std::vector<Setting> settings_rows() {
+  using C = FabricConfig;
+  return {
+      setting<&C::library>("libfabric.library", "", 0, 0,
+                           "file of libfabric.so.1; empty: that of the EFA installer, then the "
+                           "system's"),
+      setting<&C::providers>("libfabric.providers", "", 0, 0,
+                             "comma list of providers that may be used: efa, and the software ones "
+                             "tcp and shm for tests; require=libfabric:NAME adds one"),
+      setting<&C::hmem>("libfabric.hmem", "", 0, 0,
+                        "register memory of GPUs with the NIC (FI_HMEM)"),
+      setting<&C::connect_timeout_ms>("libfabric.connect_timeout_ms", "ms", 1, 600'000,
+                                      "from the exchange of offers to peer_up"),
+      setting<&C::close_timeout_ms>("libfabric.close_timeout_ms", "ms", 1, 600'000,
+                                    "how long messages to a closed peer may be under way"),
+      setting<&C::probe_ms>("libfabric.probe_ms", "ms", 10, 60'000,
+                            "a peer from which nothing comes is sent an empty message this often; "
+                            "it is lost when the provider takes none for twice as long"),
+      setting<&C::op_bytes>("libfabric.op_bytes", "bytes", 4096, 1 << 30,
+                            "one read or write at most, where the provider allows as much"),
+      setting<&C::inflight_bytes>("libfabric.inflight_bytes", "bytes", 65536, 1LL << 40,
+                                  "no further read or write is posted while so much is under way"),
+      setting<&C::tx_depth>("libfabric.tx_depth", "", 16, 16384,
+                            "operations under way at most, where the provider allows as many"),
+      setting<&C::rx_depth>("libfabric.rx_depth", "", 16, 4096,
+                            "receive buffers for messages of peers"),
+      setting<&C::batches_inflight_max>("libfabric.batches_inflight_max", "", 1, 65536,
+                                        "post() answers exhausted beyond"),
+  };
+}
+
+}  // namespace kvl::libfabric

@@ -1,0 +1,142 @@
+// Asking fi_getinfo, most wanted first.
+#include "transport/libfabric/fabric_device.h"
+
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+namespace kvl::libfabric {
+namespace {
+
+constexpr std::uint64_t kCaps = FI_MSG | FI_RMA;
+
+struct Attempt {
+  std::uint64_t mode;
+  const char* fabric;  // null: any
+};
+
+std::string text(const char* chars) { return chars == nullptr ? "" : chars; }
+
+// The first that is answered is taken.
+std::vector<Attempt> attempts(const std::string& provider) {
+  if (provider != "efa") return {{FI_CONTEXT | FI_CONTEXT2, nullptr}};
+  // efa-direct posts straight to the device; without unsolicited writes it wants FI_RX_CQ_DATA.
+  return {{FI_CONTEXT2, "efa-direct"},
+          {FI_CONTEXT2 | FI_RX_CQ_DATA, "efa-direct"},
+          {FI_CONTEXT | FI_CONTEXT2, nullptr}};
+}
+
+InfoPtr ask(const FabricApi& api, const FabricConfig& config, const std::string& provider,
+            const Attempt& attempt, bool delivery_complete, int& error) {
+  InfoPtr hints(api.dupinfo(nullptr), {api.freeinfo});
+  if (!hints) return hints;
+  hints->caps = kCaps | (config.hmem ? FI_HMEM : 0);
+  hints->mode = attempt.mode;
+  hints->ep_attr->type = FI_EP_RDM;
+  hints->domain_attr->threading = FI_THREAD_SAFE;  // memory is registered beside the owner
+  hints->domain_attr->av_type = FI_AV_TABLE;
+  hints->domain_attr->mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY |
+                                (config.hmem ? FI_MR_HMEM : 0);
+  hints->domain_attr->resource_mgmt = FI_RM_ENABLED;
+  hints->tx_attr->op_flags = delivery_complete ? FI_DELIVERY_COMPLETE : 0;
+  // Freed with the hints, so malloc'ed as libfabric does.
+  hints->fabric_attr->prov_name = ::strdup(provider.c_str());
+  if (attempt.fabric != nullptr) hints->fabric_attr->name = ::strdup(attempt.fabric);
+  fi_info* found = nullptr;
+  error = api.getinfo(negotiate(api), nullptr, nullptr, 0, hints.get(), &found);
+  return InfoPtr(error == 0 ? found : nullptr, {api.freeinfo});
+}
+
+// Whom such a device can reach.
+std::string domain_of(const std::string& provider, const fi_info& info) {
+  const std::string whole = text(info.fabric_attr->prov_name);
+  if (provider == "shm") {
+    std::ifstream file("/proc/sys/kernel/random/boot_id");
+    std::string boot;
+    file >> boot;
+    return whole + "/" + boot + "/uid" + std::to_string(::geteuid());
+  }
+  // The name of a tcp fabric is a subnet, and there are ways between subnets.
+  if (provider == "tcp") return whole + "/ip";
+  return whole + "/" + text(info.fabric_attr->name);
+}
+
+Device describe(const FabricConfig& config, const std::string& provider, const fi_info& info) {
+  Device device;
+  device.name = provider + "-" + text(info.domain_attr->name);
+  device.domain = domain_of(provider, info);
+  device.caps = Cap::write | Cap::read | Cap::notify | Cap::host_memory;
+  if (config.hmem) device.caps = device.caps | Cap::cuda_memory;
+  if (provider != "shm") device.caps = device.caps | Cap::inter_node;
+  device.limits.batches_inflight_max = static_cast<std::uint32_t>(config.batches_inflight_max);
+  // An EFA refuses who is not in the address vector. Of the others nothing is known.
+  device.fence = provider == "efa" ? Fence::av_remove : Fence::none;
+  if (info.nic != nullptr && info.nic->link_attr != nullptr) {
+    device.bytes_per_second = info.nic->link_attr->speed / 8;
+  }
+  return device;
+}
+
+// `list`, one device for each domain: the first address of a network interface will do.
+void take(const FabricConfig& config, const std::string& provider, const FabricApi& api,
+          const fi_info* list, bool delivery_complete, std::vector<FoundDevice>& devices) {
+  std::set<std::string> seen;
+  const std::size_t before = devices.size();
+  std::vector<FoundDevice> loopback;
+  for (const fi_info* info = list; info != nullptr; info = info->next) {
+    const std::string name = text(info->domain_attr->name);
+    if (!seen.insert(name).second) continue;
+    FoundDevice found;
+    found.device = describe(config, provider, *info);
+    found.info = InfoPtr(api.dupinfo(info), {api.freeinfo});
+    if (!found.info) continue;
+    found.efa = provider == "efa";
+    found.delivery_complete = delivery_complete;
+    (provider == "tcp" && name == "lo" ? loopback : devices).push_back(std::move(found));
+  }
+  if (devices.size() == before) {
+    for (FoundDevice& found : loopback) devices.push_back(std::move(found));
+  }
+}
+
+}  // namespace
+
+std::vector<FoundDevice> find_devices(const FabricApi& api, const FabricConfig& config,
+                                      const std::vector<std::string>& providers, std::string* why) {
+  std::vector<FoundDevice> devices;
+  why->clear();
+  for (const std::string& provider : providers) {
+    InfoPtr list;
+    int error = 0;
+    bool delivery_complete = false;
+    for (const Attempt& attempt : attempts(provider)) {
+      for (const bool delivery : {true, false}) {
+        if (list) break;
+        delivery_complete = delivery;
+        list = ask(api, config, provider, attempt, delivery, error);
+      }
+    }
+    if (list) {
+      take(config, provider, api, list.get(), delivery_complete, devices);
+    } else {
+      *why += (why->empty() ? "" : "; ") + ("libfabric's provider " + provider) +
+              " has no device with FI_MSG and FI_RMA (" + text(api.strerror(-error)) +
+              "): see fi_info -p " + provider;
+    }
+  }
+  return devices;
+}
+
+bool host_has_efa(const std::string& sysfs) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(sysfs, error)) {
+    const auto driver = std::filesystem::read_symlink(entry.path() / "device" / "driver", error);
+    if (driver.filename() == "efa") return true;
+  }
+  return false;
+}
+
+}  // namespace kvl::libfabric

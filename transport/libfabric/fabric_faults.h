@@ -1,0 +1,48 @@
+// Why operations of a fabric fail, and why messages are turned away: closed lists of causes.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "kvl/metrics.h"
+#include "kvl/status.h"
+
+namespace kvl::libfabric {
+
+enum class Fault : std::uint8_t {
+  stale_key,
+  restarted_peer,
+  receiver_not_ready,
+  unresponsive,
+  unknown_peer,
+  unreachable,
+  connection_lost,
+  other,
+};
+inline constexpr std::size_t kFaults = static_cast<std::size_t>(Fault::other) + 1;
+
+struct FaultInfo {
+  Fault fault;
+  Code code;
+  std::string_view cause;  // in metrics and logs; stable
+  std::string_view hint;
+  bool peer_lost;  // nothing more will work with this peer
+};
+const FaultInfo& about(Fault fault);
+// An error completion: `error` is libfabric's, `provider_error` means something for EFA only.
+Fault classify(bool efa, int error, int provider_error);
+
+// A message that is not from a peer of ours.
+enum class Stranger : std::uint8_t {
+  malformed,      // no message of this version
+  unknown_token,  // of no session that we are in
+};
+inline constexpr std::size_t kStrangers = static_cast<std::size_t>(Stranger::unknown_token) + 1;
+std::string_view cause_of(Stranger stranger);
+
+using CountByFault = std::array<Counter, kFaults>;
+using CountByStranger = std::array<Counter, kStrangers>;
+
+}  // namespace kvl::libfabric

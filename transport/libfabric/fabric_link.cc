@@ -1,0 +1,301 @@
+// Batches: taken, checked, run in turns, delivered; and when the owner may sleep.
+#include "transport/libfabric/fabric_link.h"
+
+#include <algorithm>
+
+#include "kvl/log.h"
+
+namespace kvl::libfabric {
+namespace {
+
+constexpr std::uint32_t kPostsPerPoll = 64;
+constexpr std::int64_t kWatchNs = 1'000'000;      // what wakes nobody is looked at this often
+constexpr std::int64_t kProgressNs = 10'000'000;  // providers progress in our calls
+
+}  // namespace
+
+FabricLink::FabricLink(const FoundDevice& found, const FabricConfig& config,
+                       const LinkContext& context, std::unique_ptr<Endpoint> endpoint,
+                       std::uint32_t version)
+    : device_(found.device),
+      config_(config),
+      context_(context),
+      efa_(found.efa),
+      delivery_complete_(found.delivery_complete),
+      version_(version),
+      endpoint_(std::move(endpoint)),
+      memory_(*endpoint_),
+      operations_(endpoint_->tx_depth()),
+      pool_(static_cast<std::uint32_t>(config.batches_inflight_max)) {}
+
+Result<std::unique_ptr<Link>> FabricLink::open(const FabricApi& api, const FoundDevice& found,
+                                               const FabricConfig& config,
+                                               const LinkContext& context) {
+  Result<std::unique_ptr<Endpoint>> endpoint = Endpoint::open(api, found, config);
+  if (!endpoint.ok()) return endpoint.status();
+  std::unique_ptr<FabricLink> link(
+      new FabricLink(found, config, context, std::move(*endpoint), api.version()));
+  KVL_TRY(link->prepare());
+  return std::unique_ptr<Link>(std::move(link));
+}
+
+Status FabricLink::prepare() {
+  const std::uint32_t tx = endpoint_->tx_depth(), rx = endpoint_->rx_depth();
+  op_bytes_max_ =
+      std::min(static_cast<std::uint64_t>(config_.op_bytes), endpoint_->rma_bytes_max());
+  messages_.resize(std::size_t{tx} + rx);
+  receives_ = std::make_unique<Operation[]>(rx);
+  arrived_.resize(rx);
+  to_post_.reserve(rx);
+  if (endpoint_->mr_mode(FI_MR_LOCAL) != 0) {
+    fid_mr* mr = nullptr;
+    const int error =
+        ::fi_mr_reg(endpoint_->domain(), messages_.data(), messages_.size() * sizeof(Message),
+                    FI_SEND | FI_RECV, 0, 0, 0, &mr, nullptr);
+    if (error != 0) return {Code::unavailable, "register message buffers", -error};
+    messages_mr_.reset(mr);
+    messages_desc_ = ::fi_mr_desc(mr);
+  }
+  for (std::uint32_t i = 0; i < rx; ++i) {
+    receives_[i].kind = Operation::Kind::receive;
+    receives_[i].batch = i;
+    to_post_.push_back(i);
+  }
+  post_receives();
+  if (endpoint_->emulated()) {
+    log(LogLevel::warning, "libfabric.emulated",
+        {{"device", device_.name},
+         {"code", to_string(Code::unsupported)},
+         {"hint",
+          "this device or its driver has no RDMA write and read: bytes are copied by CPUs; "
+          "tcp may be as fast"}});
+  }
+  log(LogLevel::info, "libfabric.opened",
+      {{"device", device_.name},
+       {"domain", device_.domain},
+       {"version", std::to_string(FI_MAJOR(version_)) + "." + std::to_string(FI_MINOR(version_))},
+       {"operations", tx},
+       {"operation_bytes", op_bytes_max_},
+       {"delivery_complete", delivery_complete_ ? "yes" : "no"},
+       {"wakes", wait_fd() >= 0 ? "yes" : "no"}});
+  return {};
+}
+
+FabricLink::~FabricLink() {
+  say_goodbye_to_all();
+  endpoint_->shut();
+}
+
+Peer* FabricLink::find_peer(PeerId id) {
+  std::unique_ptr<Peer>* const peer = peers_.find(id.value);
+  return peer == nullptr ? nullptr : peer->get();
+}
+
+Status FabricLink::check_batch(const Batch& batch) {
+  if (batch.note.size() > kNoteBytesMax) return {Code::invalid_argument, "note too long"};
+  if (!batch.note.empty() && batch.direction != Direction::write) {
+    return {Code::invalid_argument, "a read carries no note"};
+  }
+  if (batch.ops.empty()) {
+    if (batch.begin != 0 || batch.end != 0) return {Code::invalid_argument, "positions of no ops"};
+    return {};
+  }
+  const Access wanted =
+      batch.direction == Direction::write ? Access::remote_write : Access::remote_read;
+  for (const RemoteId id : batch.remotes) {
+    const ImportedMemory* const imported = imported_.find(id.value);
+    if (imported == nullptr || imported->dropped || imported->peer != batch.peer) {
+      return {Code::invalid_argument, "stale remote memory"};
+    }
+  }
+  std::uint32_t local_region = UINT32_MAX, remote_region = UINT32_MAX;
+  std::uint64_t local_bytes = 0, remote_bytes = 0;
+  for (const PageOp& op : batch.ops) {
+    if (op.local_region >= batch.locals.size() || op.remote_region >= batch.remotes.size()) {
+      return {Code::invalid_argument, "region index of an op"};
+    }
+    if (op.local_region != local_region) {
+      local_region = op.local_region;
+      local_bytes = memory_.find(batch.locals[local_region])->memory.bytes;
+    }
+    if (op.remote_region != remote_region) {
+      remote_region = op.remote_region;
+      ImportedMemory& imported = *imported_.find(batch.remotes[remote_region].value);
+      if (imported.gone) return {Code::permission, "remote memory was removed"};
+      if (!allows(imported.name.access, wanted) || !verify(imported)) {
+        return {Code::permission, "access of remote memory"};
+      }
+      remote_bytes = imported.name.bytes;
+    }
+    if (!fits(local_bytes, op.local_offset, op.local_stride, op.count, op.bytes)) {
+      return {Code::invalid_argument, "bounds of local memory"};
+    }
+    if (!fits(remote_bytes, op.remote_offset, op.remote_stride, op.count, op.bytes)) {
+      return {Code::invalid_argument, "bounds of remote memory"};
+    }
+  }
+  const std::uint64_t last = batch.ops.back().total_bytes();
+  const std::uint64_t end = batch.end == 0 ? last : batch.end;
+  if (batch.begin >= batch.ops.front().total_bytes() || end > last ||
+      (batch.ops.size() == 1 && batch.begin >= end)) {
+    return {Code::invalid_argument, "positions of the ops"};
+  }
+  return {};
+}
+
+Status FabricLink::post(const Batch& batch) {
+  Peer* const peer = find_peer(batch.peer);
+  if (peer == nullptr || peer->closed_here) return {Code::invalid_argument, "stale peer"};
+  if (pool_.full()) return {Code::exhausted, "batches in flight"};
+  const bool moves = !batch.ops.empty();
+  if (moves) KVL_TRY(memory_.hold(batch.locals));
+  if (const Status status = check_batch(batch); !status.ok()) {
+    if (moves) memory_.release(batch.locals);
+    return status;
+  }
+  if (moves) {
+    for (const RemoteId id : batch.remotes) ++imported_.find(id.value)->uses;
+  }
+  const std::uint32_t index = pool_.take();
+  BatchSlot& slot = pool_[index];
+  slot.batch = batch;
+  std::copy(batch.note.begin(), batch.note.end(), slot.note.begin());
+  slot.batch.note = std::span<const std::byte>(slot.note).first(batch.note.size());
+  slot.cursor.start(batch.ops, batch.begin, batch.end);
+  pool_.push(peer->queue, index);
+  ++queued_;
+  ++peer->batches_open;
+  if (peer->state == PeerState::closing) finish(*peer, index, peer->down_code);
+  return {};
+}
+
+Status FabricLink::cancel(Ticket ticket) {
+  for (std::uint32_t i = 0; i < pool_.size(); ++i) {
+    BatchSlot& slot = pool_[i];
+    if (!slot.used || slot.batch.ticket != ticket) continue;
+    Peer* const peer = find_peer(slot.batch.peer);
+    if (peer == nullptr || slot.ending) return {};            // its event is on its way
+    if (slot.all_posted() && slot.operations > 0) return {};  // … as soon as the provider is done
+    fail_batch(*peer, slot, Code::aborted);
+    if (slot.operations == 0) finish(*peer, i, slot.code);
+    return {};
+  }
+  return {Code::not_found, "no such batch in flight"};
+}
+
+// Nothing touches the batch's memory any more: only its event is left.
+void FabricLink::finish(Peer& peer, std::uint32_t index, Code code) {
+  BatchSlot& slot = pool_[index];
+  slot.code = code;
+  slot.ending = true;
+  pool_.erase(peer.queue, index);
+  --queued_;
+  pool_.push(done_, index);
+  if (!slot.batch.ops.empty()) release(slot.batch);
+}
+
+bool FabricLink::runnable(const Peer& peer, BatchSlot& slot) {
+  if (peer.state != PeerState::up || slot.ending) return false;
+  slot.started = slot.started || slot.batch.after.ready();
+  if (!slot.started) return false;
+  if (slot.cursor.done()) return slot.operations == 0;
+  return !full();
+}
+
+void FabricLink::run_peers(Sink& sink) {
+  const std::int64_t now_ns = context_.clock.now_ns();
+  std::uint32_t budget = kPostsPerPoll;
+  for (std::size_t i = 0; i < order_.size(); ++i) {
+    Peer& peer = *order_[(turn_ + i) % order_.size()];
+    if (peer.state == PeerState::up && !peer.up_announced) announce(peer, sink);
+    if (peer.accepted && peer.hello_ns <= now_ns) greet(peer, now_ns);
+    while (peer.state == PeerState::up && !peer.owed.empty() &&
+           post_message(peer, peer.owed.front().type, peer.owed.front().value) == Posted::yes) {
+      peer.owed.pop_front();
+    }
+    if (peer.state == PeerState::up && peer.up_announced && !peer.queue.empty()) {
+      run_batches(peer, budget);
+    }
+    if (peer.state == PeerState::up && peer.probe_ns <= now_ns) probe(peer, now_ns);
+    if (peer.state == PeerState::connecting && peer.deadline_ns <= now_ns) {
+      log(LogLevel::info, "libfabric.no_hello",
+          {{"device", device_.name},
+           {"code", to_string(Code::timed_out)},
+           {"hint",
+            "the peer's process does not poll, or no packet passes between the two devices: "
+            "kvlane doctor PEER"}});
+      begin_close(peer, Code::timed_out);
+    }
+  }
+  if (!order_.empty()) turn_ = (turn_ + 1) % order_.size();
+}
+
+void FabricLink::deliver_batches(Sink& sink) {
+  while (!done_.empty() && sink.left() > 0) {
+    const std::uint32_t i = done_.head;
+    BatchSlot& slot = pool_[i];
+    pool_.erase(done_, i);
+    Event& event = sink.next(Event::Kind::batch, slot.batch.peer);
+    event.code = slot.code;
+    event.ticket = slot.batch.ticket;
+    event.bytes_done = slot.bytes_done;
+    if (slot.code == Code::ok) {
+      batches_ok_.add();
+    } else {
+      batches_failed_.at(static_cast<std::size_t>(slot.code)).add();
+    }
+    if (Peer* peer = find_peer(slot.batch.peer)) --peer->batches_open;
+    pool_.give(i);
+  }
+}
+
+std::size_t FabricLink::poll(std::span<Event> events) {
+  Sink sink{events};
+  stalled_ = false;
+  drain_completions();
+  take_messages(sink);
+  post_receives();
+  if (memory_.has_forgotten()) queue_forgotten();
+  run_peers(sink);
+  if (doorbell_for_ != 0) ring_doorbell();
+  deliver_batches(sink);
+  if (unsettled_ > 0) {
+    const std::int64_t now_ns = context_.clock.now_ns();
+    for (std::size_t i = order_.size(); i-- > 0;) {
+      if (order_[i]->state == PeerState::closing) step_closing(*order_[i], now_ns, sink);
+    }
+  }
+  return sink.count;
+}
+
+bool FabricLink::arm() {
+  if (!done_.empty() || arrived_count_ > 0 || memory_.has_forgotten()) return false;
+  for (Peer* const peer : order_) {
+    if (peer->state == PeerState::up && !peer->up_announced) return false;
+    if (peer->state == PeerState::closing && peer->batches_open == 0 && peer->operations == 0) {
+      return false;
+    }
+    if (stalled_) continue;  // next_timer_ns() sees to it
+    if (peer->state == PeerState::up && !peer->owed.empty()) return false;
+    for (std::uint32_t b = peer->queue.head; b != kNoSlot; b = pool_[b].next) {
+      if (runnable(*peer, pool_[b])) return false;
+    }
+  }
+  return wait_fd() < 0 || endpoint_->may_wait();
+}
+
+std::int64_t FabricLink::next_timer_ns() const {
+  const std::int64_t now_ns = context_.clock.now_ns();
+  // A ReadyToken is a word in memory that wakes nobody; nor does every provider.
+  if (wait_fd() < 0 || stalled_ || doorbell_for_ != 0 || !to_post_.empty()) {
+    return now_ns + kWatchNs;
+  }
+  std::int64_t next = queued_ > 0 ? now_ns + kWatchNs : INT64_MAX;
+  if (under_way_ > 0) next = std::min(next, now_ns + kProgressNs);
+  for (const Peer* peer : order_) {
+    next = std::min({next, peer->deadline_ns, peer->hello_ns, peer->probe_ns});
+  }
+  return next;
+}
+
+}  // namespace kvl::libfabric

@@ -1,0 +1,169 @@
+// An opened libfabric device: one endpoint of type FI_EP_RDM with its completion queue and address
+// vector, all of them the owner thread's. Nothing here counts on any order between operations: a
+// note is posted when every write of its batch is complete.
+//
+//   fabric_link.cc         batches: post, cancel, poll, sleep
+//   fabric_operations.cc   what is posted, and what has completed
+//   fabric_peers.cc        offers, hello, loss, close
+//   fabric_names.cc        memory: add, remove, export, import
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kvl/transport.h"
+#include "transport/base/slot_map.h"
+#include "transport/libfabric/fabric_batch.h"
+#include "transport/libfabric/fabric_device.h"
+#include "transport/libfabric/fabric_endpoint.h"
+#include "transport/libfabric/fabric_faults.h"
+#include "transport/libfabric/fabric_memory.h"
+
+namespace kvl::libfabric {
+
+class FabricLink final : public Link {
+ public:
+  static Result<std::unique_ptr<Link>> open(const FabricApi& api, const FoundDevice& found,
+                                            const FabricConfig& config, const LinkContext& context);
+  ~FabricLink() override;
+  FabricLink(const FabricLink&) = delete;
+  FabricLink& operator=(const FabricLink&) = delete;
+
+  const Device& device() const override { return device_; }
+  Result<PeerId> open_peer(PeerRole role) override;
+  Result<Blob> offer(PeerId id) override;
+  Status accept(PeerId id, std::span<const std::byte> remote_offer) override;
+  void close_peer(PeerId id) override;
+  void on_control(PeerId id, std::span<const std::byte> bytes) override;
+
+  Result<MemoryId> add_memory(const Memory& memory) override;
+  Status remove_memory(MemoryId id) override { return memory_.remove(id); }
+  Result<Blob> export_memory(MemoryId id, PeerId peer) override;
+  Result<RemoteId> import_memory(PeerId peer, std::span<const std::byte> blob) override;
+  void drop_memory(RemoteId id) override;
+
+  Status post(const Batch& batch) override;
+  Status cancel(Ticket ticket) override;
+  std::size_t poll(std::span<Event> events) override;
+  int wait_fd() const override { return endpoint_->wait_fd(); }
+  bool arm() override;
+  std::int64_t next_timer_ns() const override;
+  void visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) const override;
+
+ private:
+  struct Sink {
+    std::span<Event> events;
+    std::size_t count = 0;
+    std::size_t left() const { return events.size() - count; }
+    Event& next(Event::Kind kind, PeerId peer) {
+      Event& event = events[count++];
+      event = Event{};
+      event.kind = kind;
+      event.peer = peer;
+      return event;
+    }
+  };
+  struct Address {
+    fi_addr_t address = FI_ADDR_UNSPEC;
+    std::uint32_t uses = 0;
+  };
+  enum class Posted : std::uint8_t { yes, again, failed };
+
+  FabricLink(const FoundDevice& found, const FabricConfig& config, const LinkContext& context,
+             std::unique_ptr<Endpoint> endpoint, std::uint32_t version);
+  Status prepare();
+
+  // fabric_link.cc
+  Peer* find_peer(PeerId id);
+  Status check_batch(const Batch& batch);
+  void finish(Peer& peer, std::uint32_t batch, Code code);
+  bool runnable(const Peer& peer, BatchSlot& slot);
+  // No further read or write may be posted until one has completed.
+  bool full() const {
+    return operations_.full() ||
+           under_way_bytes_ >= static_cast<std::uint64_t>(config_.inflight_bytes);
+  }
+  void run_peers(Sink& sink);
+  void deliver_batches(Sink& sink);
+
+  // fabric_operations.cc
+  void run_batches(Peer& peer, std::uint32_t& budget);
+  bool run_batch(Peer& peer, std::uint32_t batch, std::uint32_t& budget);
+  Posted post_next(Peer& peer, std::uint32_t batch, bool more);
+  Posted post_message(Peer& peer, MessageType type, std::uint64_t value,
+                      std::span<const std::byte> note = {}, std::uint32_t batch = kNoSlot);
+  Posted outcome(ssize_t result, Peer& peer, std::uint32_t operation, bool more);
+  void ring_doorbell();
+  void drain_completions();
+  void complete(Operation& operation, const fi_cq_err_entry* error);
+  void post_receives();
+  void take_messages(Sink& sink);
+  void fail_batch(Peer& peer, BatchSlot& slot, Code code);
+
+  // fabric_peers.cc
+  bool take_message(const Message& message, Sink& sink);
+  void hear_hello(Peer& peer, std::uint64_t flags);
+  void come_up(Peer& peer);
+  void announce(Peer& peer, Sink& sink);
+  void greet(Peer& peer, std::int64_t now_ns);
+  void probe(Peer& peer, std::int64_t now_ns);
+  void lose(Peer& peer, Fault fault, int error, int provider_error);
+  void begin_close(Peer& peer, Code code);
+  bool step_closing(Peer& peer, std::int64_t now_ns, Sink& sink);
+  void say_goodbye_to_all();
+  Status insert_address(Peer& peer, const std::vector<std::byte>& bytes);
+  void remove_address(Peer& peer);
+
+  // fabric_names.cc
+  bool verify(ImportedMemory& imported);
+  void forget(const Peer& peer, std::uint64_t serial);
+  void queue_forgotten();
+  void release(const Batch& batch);
+
+  const Device device_;
+  const FabricConfig config_;
+  const LinkContext context_;
+  const bool efa_;
+  const bool delivery_complete_;
+  const std::uint32_t version_;
+  std::unique_ptr<Endpoint> endpoint_;
+  MemoryTable memory_;
+  std::uint64_t op_bytes_max_ = 0;
+
+  // Messages: the first tx_depth to be sent, then those that arrive.
+  std::vector<Message> messages_;
+  Fid<fid_mr> messages_mr_;
+  void* messages_desc_ = nullptr;
+  SlotPool<Operation> operations_;
+  std::unique_ptr<Operation[]> receives_;
+  std::vector<std::uint32_t> arrived_;  // a ring of receives with a message
+  std::size_t arrived_first_ = 0, arrived_count_ = 0;
+  std::vector<std::uint32_t> to_post_;  // receives that the provider does not have
+
+  SlotMap<std::unique_ptr<Peer>> peers_;
+  std::vector<Peer*> order_;
+  std::map<std::string, Address> addresses_;  // by what fi_getname said
+  SlotMap<ImportedMemory> imported_;
+  MemoryTable::Forgotten forgotten_;
+  SlotPool<BatchSlot> pool_;
+  SlotList done_;
+  std::size_t turn_ = 0;
+  std::uint32_t queued_ = 0;     // batches in the queues of peers
+  std::uint32_t under_way_ = 0;  // operations
+  std::uint32_t unsettled_ = 0;  // peers that connect or close
+  std::uint64_t under_way_bytes_ = 0;
+  bool stalled_ = false;            // the provider could not take an operation
+  std::uint64_t doorbell_for_ = 0;  // the peer whose last operation said that more would follow
+
+  Counter written_bytes_, read_bytes_, batches_ok_, notes_sent_, notes_received_;
+  Counter posted_, again_, doorbells_, refused_names_, peers_up_;
+  CountByFault faults_;
+  CountByStranger strangers_;
+  std::array<Counter, static_cast<std::size_t>(Code::internal) + 1> batches_failed_;
+};
+
+}  // namespace kvl::libfabric

@@ -1,0 +1,285 @@
+// What is posted to the provider, and what has completed.
+#include <algorithm>
+#include <cstring>
+
+#include "transport/libfabric/fabric_link.h"
+
+namespace kvl::libfabric {
+namespace {
+
+constexpr std::uint32_t kDoorbellRun = 16;  // operations behind one doorbell at most
+constexpr int kReadsPerPoll = 8;
+constexpr std::size_t kEntries = 16;
+
+}  // namespace
+
+// True: the batch can go on in a later poll only.
+bool FabricLink::run_batch(Peer& peer, std::uint32_t index, std::uint32_t& budget) {
+  BatchSlot& slot = pool_[index];
+  for (std::uint32_t run = 0; !slot.ending && !slot.cursor.done() && budget > 0; ++run) {
+    // Providers on sockets move all that they have in one call of ours: that must stay little.
+    if (full()) return true;
+    // Only while the next one is sure to follow: who says more and stops leaves a doorbell unrung.
+    const bool more = run % kDoorbellRun != kDoorbellRun - 1 && budget > 1;
+    const Posted posted = post_next(peer, index, more);
+    if (posted == Posted::again) return true;
+    if (posted == Posted::failed) break;
+    --budget;
+  }
+  if (slot.ending || !slot.cursor.done() || slot.operations > 0) return false;
+  if (slot.batch.note.empty()) {
+    finish(peer, index, Code::ok);
+    return false;
+  }
+  if (slot.note_posted || budget == 0) return false;
+  const Posted posted = post_message(peer, MessageType::note, 0, slot.batch.note, index);
+  if (posted == Posted::yes) {
+    slot.note_posted = true;
+    --budget;
+  }
+  return posted == Posted::again;
+}
+
+void FabricLink::run_batches(Peer& peer, std::uint32_t& budget) {
+  for (std::uint32_t i = peer.queue.head; i != kNoSlot && budget > 0;) {
+    const std::uint32_t next = pool_[i].next;
+    BatchSlot& slot = pool_[i];
+    slot.started = slot.started || slot.batch.after.ready();
+    if (slot.started && run_batch(peer, i, budget)) return;
+    if (peer.state != PeerState::up) return;
+    i = next;
+  }
+}
+
+// The next stretch of a batch: pieces that lie side by side on both sides are one operation.
+FabricLink::Posted FabricLink::post_next(Peer& peer, std::uint32_t index, bool more) {
+  BatchSlot& slot = pool_[index];
+  BatchCursor cursor = slot.cursor;
+  const std::uint32_t local_region = cursor.op().local_region;
+  const std::uint32_t remote_region = cursor.op().remote_region;
+  const LocalMemory& local = *memory_.find(slot.batch.locals[local_region]);
+  ImportedMemory& remote = *imported_.find(slot.batch.remotes[remote_region].value);
+  if (remote.gone || !verify(remote)) {
+    fail_batch(peer, slot, Code::permission);
+    if (slot.operations == 0) finish(peer, index, slot.code);
+    return Posted::failed;
+  }
+  const std::uint64_t here = cursor.local(), there = cursor.remote();
+  std::uint64_t bytes = 0;
+  do {
+    const std::uint64_t n = std::min(cursor.stretch(), op_bytes_max_ - bytes);
+    cursor.take(n);
+    bytes += n;
+  } while (bytes < op_bytes_max_ && !cursor.done() && cursor.op().local_region == local_region &&
+           cursor.op().remote_region == remote_region && cursor.local() == here + bytes &&
+           cursor.remote() == there + bytes);
+
+  const std::uint32_t number = operations_.take();
+  Operation& operation = operations_[number];
+  const bool write = slot.batch.direction == Direction::write;
+  operation.kind = write ? Operation::Kind::write : Operation::Kind::read;
+  operation.peer = peer.id.value;
+  operation.batch = index;
+  operation.bytes = bytes;
+  iovec range{local.memory.data + here, bytes};
+  void* desc = local.desc;
+  fi_rma_iov target{remote.name.base + there, bytes, remote.name.key};
+  fi_msg_rma message{};
+  message.msg_iov = &range;
+  message.desc = &desc;
+  message.iov_count = 1;
+  message.addr = peer.address;
+  message.rma_iov = &target;
+  message.rma_iov_count = 1;
+  message.context = &operation.context;
+  std::uint64_t flags = FI_COMPLETION;
+  if (write) flags |= delivery_complete_ ? FI_DELIVERY_COMPLETE : FI_TRANSMIT_COMPLETE;
+  under_way_bytes_ += bytes;
+  more = more && !cursor.done() && !full();
+  const auto call = write ? ::fi_writemsg : ::fi_readmsg;
+  ssize_t result = call(endpoint_->ep(), &message, flags | (more ? FI_MORE : 0));
+  if (result == -FI_EAGAIN && more) {
+    // What was posted before may wait for a doorbell to make room: ring it with this one.
+    more = false;
+    result = call(endpoint_->ep(), &message, flags);
+  }
+  const Posted posted = outcome(result, peer, number, more);
+  if (posted == Posted::yes) slot.cursor = cursor;
+  return posted;
+}
+
+// What became of a post. Whatever it is, the operation is either under way or free again.
+FabricLink::Posted FabricLink::outcome(ssize_t result, Peer& peer, std::uint32_t number,
+                                       bool more) {
+  Operation& operation = operations_[number];
+  if (result == 0) {
+    posted_.add();
+    ++under_way_;
+    ++peer.operations;
+    if (operation.batch != kNoSlot) ++pool_[operation.batch].operations;
+    doorbell_for_ = more ? peer.id.value : 0;
+    return Posted::yes;
+  }
+  const std::uint32_t batch = operation.batch;
+  under_way_bytes_ -= operation.bytes;
+  operations_.give(number);
+  if (result == -FI_EAGAIN) {
+    again_.add();
+    stalled_ = true;
+    return Posted::again;
+  }
+  const Fault fault = classify(false, static_cast<int>(-result), 0);
+  faults_[static_cast<std::size_t>(fault)].add();
+  if (batch != kNoSlot && !about(fault).peer_lost) {
+    fail_batch(peer, pool_[batch], about(fault).code);
+    if (pool_[batch].operations == 0) finish(peer, batch, pool_[batch].code);
+  } else {
+    lose(peer, fault, static_cast<int>(-result), 0);
+  }
+  return Posted::failed;
+}
+
+FabricLink::Posted FabricLink::post_message(Peer& peer, MessageType type, std::uint64_t value,
+                                            std::span<const std::byte> note, std::uint32_t batch) {
+  if (operations_.full()) return Posted::again;
+  const std::uint32_t number = operations_.take();
+  Operation& operation = operations_[number];
+  operation.kind = type == MessageType::note ? Operation::Kind::note : Operation::Kind::message;
+  operation.peer = peer.id.value;
+  operation.batch = batch;
+  Message& message = messages_[number];
+  message = Message{};
+  message.type = type;
+  message.note_bytes = static_cast<std::uint8_t>(note.size());
+  message.to_peer = peer.remote.peer;
+  message.to_secret = peer.remote.secret;
+  message.value = value;
+  std::copy(note.begin(), note.end(), message.note.begin());
+  iovec range{&message, sizeof(message)};
+  void* desc = messages_desc_;
+  fi_msg request{};
+  request.msg_iov = &range;
+  request.desc = &desc;
+  request.iov_count = 1;
+  request.addr = peer.address;
+  request.context = &operation.context;
+  return outcome(::fi_sendmsg(endpoint_->ep(), &request, FI_COMPLETION), peer, number, false);
+}
+
+// A run that ended with "more will follow", and then nothing could: anything closes it.
+void FabricLink::ring_doorbell() {
+  Peer* const peer = find_peer({doorbell_for_});
+  if (peer == nullptr || peer->state == PeerState::closing) {
+    for (Peer* const other : order_) {
+      if (other->state == PeerState::up &&
+          post_message(*other, MessageType::nothing, 0) == Posted::yes) {
+        doorbells_.add();
+        return;
+      }
+    }
+    if (peer == nullptr) doorbell_for_ = 0;
+    if (peer == nullptr || peer->address == FI_ADDR_UNSPEC) return;
+  }
+  if (post_message(*peer, MessageType::nothing, 0) == Posted::yes) doorbells_.add();
+}
+
+void FabricLink::drain_completions() {
+  std::array<fi_cq_msg_entry, kEntries> entries;
+  for (int i = 0; i < kReadsPerPoll; ++i) {
+    const ssize_t count = ::fi_cq_read(endpoint_->cq(), entries.data(), entries.size());
+    if (count == -FI_EAVAIL) {
+      fi_cq_err_entry error{};
+      if (::fi_cq_readerr(endpoint_->cq(), &error, 0) != 1) return;
+      if (error.op_context != nullptr) {
+        complete(*static_cast<Operation*>(error.op_context), &error);
+      }
+      continue;
+    }
+    if (count <= 0) return;
+    for (std::size_t k = 0; k < static_cast<std::size_t>(count); ++k) {
+      Operation* const operation = static_cast<Operation*>(entries.at(k).op_context);
+      if (operation == nullptr) continue;
+      if (operation->kind == Operation::Kind::receive) operation->bytes = entries.at(k).len;
+      complete(*operation, nullptr);
+    }
+  }
+}
+
+void FabricLink::complete(Operation& operation, const fi_cq_err_entry* error) {
+  if (operation.kind == Operation::Kind::receive) {
+    if (error != nullptr) {
+      to_post_.push_back(operation.batch);
+      return;
+    }
+    arrived_[(arrived_first_ + arrived_count_++) % arrived_.size()] = operation.batch;
+    return;
+  }
+  const Operation done = operation;
+  operations_.give(static_cast<std::uint32_t>(&operation - &operations_[0]));
+  --under_way_;
+  under_way_bytes_ -= done.bytes;
+  Peer* const peer = find_peer({done.peer});
+  if (peer == nullptr) return;
+  --peer->operations;
+  Fault fault = Fault::other;
+  if (error != nullptr) {
+    fault = classify(efa_, error->err, error->prov_errno);
+    faults_[static_cast<std::size_t>(fault)].add();
+  }
+  if (done.batch != kNoSlot) {
+    BatchSlot& slot = pool_[done.batch];
+    --slot.operations;
+    if (error != nullptr) {
+      fail_batch(*peer, slot, about(fault).code);
+    } else if (done.kind == Operation::Kind::note) {
+      notes_sent_.add();
+    } else {
+      slot.bytes_done += done.bytes;
+      peer->active = true;
+      (done.kind == Operation::Kind::write ? written_bytes_ : read_bytes_).add(done.bytes);
+    }
+    if (slot.operations == 0 && (slot.ending || slot.all_posted())) {
+      finish(*peer, done.batch, slot.ending ? slot.code : Code::ok);
+    }
+  }
+  if (error != nullptr && about(fault).peer_lost) {
+    lose(*peer, fault, error->err, error->prov_errno);
+  }
+}
+
+// No more of it is posted; its first failure is its code.
+void FabricLink::fail_batch(Peer& peer, BatchSlot& slot, Code code) {
+  if (slot.ending) return;
+  slot.ending = true;
+  slot.code = peer.state == PeerState::closing ? peer.down_code : code;
+}
+
+void FabricLink::post_receives() {
+  while (!to_post_.empty()) {
+    const std::uint32_t i = to_post_.back();
+    Message& message = messages_[endpoint_->tx_depth() + i];
+    const ssize_t result = ::fi_recv(endpoint_->ep(), &message, sizeof(message), messages_desc_,
+                                     FI_ADDR_UNSPEC, &receives_[i].context);
+    if (result != 0) return;
+    to_post_.pop_back();
+  }
+}
+
+void FabricLink::take_messages(Sink& sink) {
+  while (arrived_count_ > 0) {
+    const std::uint32_t i = arrived_[arrived_first_];
+    const auto* const bytes =
+        reinterpret_cast<const std::byte*>(&messages_[endpoint_->tx_depth() + i]);
+    Message message;
+    if (!decode({bytes, std::min<std::size_t>(receives_[i].bytes, sizeof(message))}, message)) {
+      strangers_[static_cast<std::size_t>(Stranger::malformed)].add();
+    } else if (!take_message(message, sink)) {
+      return;  // no room for its event
+    }
+    arrived_first_ = (arrived_first_ + 1) % arrived_.size();
+    --arrived_count_;
+    to_post_.push_back(i);
+  }
+}
+
+}  // namespace kvl::libfabric

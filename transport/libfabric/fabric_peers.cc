@@ -1,0 +1,272 @@
+// Peers: offers, the hello that proves both address vectors, messages, loss and close.
+#include <algorithm>
+#include <cstring>
+
+#include "kvl/log.h"
+#include "transport/base/crypto.h"
+#include "transport/libfabric/fabric_link.h"
+
+namespace kvl::libfabric {
+namespace {
+
+constexpr std::int64_t kMs = 1'000'000;
+constexpr std::int64_t kHelloEveryNs = 50 * kMs;
+constexpr std::int64_t kGoodbyeNs = 50 * kMs;
+
+}  // namespace
+
+Result<PeerId> FabricLink::open_peer(PeerRole role) {
+  const auto [id, slot] = peers_.insert();
+  *slot = std::make_unique<Peer>();
+  Peer& peer = **slot;
+  peer.id = {id};
+  peer.role = role;
+  peer.token.peer = id;
+  crypto::random(peer.token.secret);
+  order_.push_back(&peer);
+  return peer.id;
+}
+
+Result<Blob> FabricLink::offer(PeerId id) {
+  const Peer* const peer = find_peer(id);
+  if (peer == nullptr) return Status{Code::invalid_argument, "stale peer"};
+  Offer offer;
+  offer.token = peer->token;
+  offer.address = endpoint_->address();
+  return encode(offer);
+}
+
+Status FabricLink::accept(PeerId id, std::span<const std::byte> remote_offer) {
+  Peer* const peer = find_peer(id);
+  if (peer == nullptr || peer->state != PeerState::opened) {
+    return {Code::invalid_argument, "stale peer, or accepted before"};
+  }
+  Result<Offer> offer = decode_offer(remote_offer);
+  if (!offer.ok()) return offer.status();
+  KVL_TRY(insert_address(*peer, offer->address));
+  peer->remote = offer->token;
+  peer->accepted = true;
+  peer->state = PeerState::connecting;
+  ++unsettled_;
+  const std::int64_t now_ns = context_.clock.now_ns();
+  peer->deadline_ns = now_ns + config_.connect_timeout_ms * kMs;
+  // The passive side speaks when it is spoken to: it dials no address that it was merely told.
+  if (peer->role == PeerRole::active || peer->heard) peer->hello_ns = now_ns;
+  return {};
+}
+
+Status FabricLink::insert_address(Peer& peer, const std::vector<std::byte>& bytes) {
+  if (bytes.empty()) return {Code::invalid_argument, "an offer without an address"};
+  // One entry for all peers at one address: a provider may answer the same number twice.
+  const std::string key(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  Address& known = addresses_[key];
+  if (known.uses == 0) {
+    const int count = ::fi_av_insert(endpoint_->av(), bytes.data(), 1, &known.address, 0, nullptr);
+    if (count != 1 || known.address == FI_ADDR_NOTAVAIL) {
+      addresses_.erase(key);
+      return {Code::invalid_argument, "the provider does not take this address"};
+    }
+  }
+  ++known.uses;
+  peer.address = known.address;
+  peer.address_bytes = key;
+  return {};
+}
+
+void FabricLink::remove_address(Peer& peer) {
+  const auto known = addresses_.find(peer.address_bytes);
+  if (known == addresses_.end() || --known->second.uses > 0) return;
+  [[maybe_unused]] const int result = ::fi_av_remove(endpoint_->av(), &known->second.address, 1, 0);
+  addresses_.erase(known);
+}
+
+void FabricLink::greet(Peer& peer, std::int64_t now_ns) {
+  const bool connecting = peer.state == PeerState::connecting;
+  if (peer.state != PeerState::up && !connecting) {
+    peer.hello_ns = INT64_MAX;
+    return;
+  }
+  const std::uint64_t flags = (peer.heard ? kHelloHeard : 0) | (connecting ? 0 : kHelloUp);
+  if (post_message(peer, MessageType::hello, flags) != Posted::yes) return;
+  peer.hello_ns = connecting ? now_ns + kHelloEveryNs : INT64_MAX;
+}
+
+void FabricLink::hear_hello(Peer& peer, std::uint64_t flags) {
+  peer.heard = true;
+  if (peer.state == PeerState::connecting && (flags & kHelloHeard) != 0) come_up(peer);
+  if (peer.accepted && (flags & kHelloUp) == 0) peer.hello_ns = 0;  // at once
+}
+
+void FabricLink::come_up(Peer& peer) {
+  peer.state = PeerState::up;
+  peer.deadline_ns = peer.hello_ns = INT64_MAX;
+  peer.probe_ns = context_.clock.now_ns() + config_.probe_ms * kMs;
+  --unsettled_;
+  peers_up_.add();
+}
+
+void FabricLink::announce(Peer& peer, Sink& sink) {
+  if (sink.left() == 0) return;
+  sink.next(Event::Kind::peer_up, peer.id);
+  peer.up_announced = true;
+}
+
+// A fabric has no connections: only who is spoken to is known to live.
+void FabricLink::probe(Peer& peer, std::int64_t now_ns) {
+  const std::int64_t every_ns = config_.probe_ms * kMs;
+  Posted posted = Posted::yes;
+  if (!peer.active && peer.operations == 0) posted = post_message(peer, MessageType::nothing, 0);
+  if (posted == Posted::failed) return;
+  if (posted == Posted::yes) {
+    peer.active = false;
+    peer.probe_ns = now_ns + every_ns;
+  } else if (now_ns - peer.probe_ns > 2 * every_ns) {
+    // Some providers never say that a peer is gone, they only take nothing more for it.
+    lose(peer, Fault::unresponsive, FI_EAGAIN, 0);
+  }
+}
+
+// False: there is no room for its event yet.
+bool FabricLink::take_message(const Message& message, Sink& sink) {
+  Peer* const peer = find_peer({message.to_peer});
+  if (peer == nullptr || !crypto::equal(peer->token.secret, message.to_secret)) {
+    strangers_[static_cast<std::size_t>(Stranger::unknown_token)].add();
+    return true;
+  }
+  switch (message.type) {
+    case MessageType::hello:
+      if (peer->state != PeerState::closing) hear_hello(*peer, message.value);
+      return true;
+    case MessageType::note:
+      // Nothing orders messages: who sends notes is up, whether or not its hello came first.
+      if (peer->state == PeerState::connecting) {
+        peer->heard = true;
+        come_up(*peer);
+      }
+      if (peer->state == PeerState::opened || peer->closed_here) return true;
+      if (!peer->up_announced) announce(*peer, sink);
+      if (sink.left() == 0) return false;
+      {
+        Event& event = sink.next(Event::Kind::note, peer->id);
+        event.note = message.note;
+        event.note_bytes = message.note_bytes;
+      }
+      notes_received_.add();
+      return true;
+    case MessageType::forget:
+      forget(*peer, message.value);
+      return true;
+    case MessageType::goodbye:
+      begin_close(*peer, Code::peer_lost);
+      return true;
+    case MessageType::nothing:
+      return true;
+  }
+  return true;
+}
+
+void FabricLink::on_control(PeerId id, std::span<const std::byte> bytes) {
+  Peer* const peer = find_peer(id);
+  Message message;
+  if (peer == nullptr || !decode(bytes, message) || message.type != MessageType::goodbye ||
+      message.to_peer != peer->token.peer ||
+      !crypto::equal(peer->token.secret, message.to_secret)) {
+    if (peer != nullptr) strangers_[static_cast<std::size_t>(Stranger::malformed)].add();
+    return;
+  }
+  begin_close(*peer, Code::peer_lost);
+}
+
+void FabricLink::close_peer(PeerId id) {
+  Peer* const peer = find_peer(id);
+  if (peer == nullptr || peer->closed_here) return;
+  peer->closed_here = true;
+  if (peer->accepted && peer->state != PeerState::closing) {
+    Message message;
+    message.type = MessageType::goodbye;
+    message.to_peer = peer->remote.peer;
+    message.to_secret = peer->remote.secret;
+    // Nobody is there to tell when it fails: the control connection has ended.
+    [[maybe_unused]] const Status status =
+        context_.control.send(id, std::as_bytes(std::span(&message, 1)));
+  }
+  begin_close(*peer, Code::aborted);
+}
+
+void FabricLink::lose(Peer& peer, Fault fault, int error, int provider_error) {
+  if (peer.state == PeerState::closing) return;
+  const FaultInfo& info = about(fault);
+  log(LogLevel::warning, "libfabric.peer_lost",
+      {{"device", device_.name},
+       {"code", to_string(info.code)},
+       {"cause", info.cause},
+       {"error", error},
+       {"provider_error", provider_error},
+       {"hint", info.hint}});
+  begin_close(peer, Code::peer_lost);
+}
+
+// Nothing more is posted; what the provider has must end before anything is said of its memory.
+void FabricLink::begin_close(Peer& peer, Code code) {
+  if (peer.state == PeerState::closing) return;
+  if (peer.state != PeerState::connecting) ++unsettled_;
+  peer.state = PeerState::closing;
+  peer.down_code = code;
+  peer.hello_ns = peer.probe_ns = INT64_MAX;
+  peer.deadline_ns = context_.clock.now_ns() + config_.close_timeout_ms * kMs;
+  peer.owed.clear();
+  for (std::uint32_t i = peer.queue.head; i != kNoSlot;) {
+    const std::uint32_t next = pool_[i].next;
+    BatchSlot& slot = pool_[i];
+    if (!slot.all_posted() || slot.operations == 0) fail_batch(peer, slot, code);
+    if (slot.operations == 0) finish(peer, i, slot.code);
+    i = next;
+  }
+}
+
+// True: the peer is gone, and so is the reference.
+bool FabricLink::step_closing(Peer& peer, std::int64_t now_ns, Sink& sink) {
+  // Batches have no deadline here: their memory is the provider's until it says otherwise.
+  if (peer.batches_open > 0 || sink.left() == 0) return false;
+  if (peer.operations > 0 && now_ns < peer.deadline_ns) return false;
+  sink.next(Event::Kind::peer_down, peer.id).code = peer.down_code;
+  remove_address(peer);
+  std::erase(order_, &peer);
+  --unsettled_;
+  std::vector<std::uint64_t> names;
+  imported_.for_each([&](std::uint64_t id, const ImportedMemory& imported) {
+    if (imported.peer == peer.id) names.push_back(id);
+  });
+  for (const std::uint64_t id : names) imported_.erase(id);
+  peers_.erase(peer.id.value);
+  return true;
+}
+
+// The Link ends: peers would not notice, since a fabric has no connections.
+void FabricLink::say_goodbye_to_all() {
+  const std::int64_t until_ns = context_.clock.now_ns() + kGoodbyeNs;
+  // First hear who has gone before us: one provider (shm) faults when it is to speak to an endpoint
+  // of this process that is closed.
+  std::array<Event, 16> last_events;
+  for (std::size_t i = 0; i <= endpoint_->rx_depth() / last_events.size(); ++i) {
+    Sink sink{last_events};
+    drain_completions();
+    take_messages(sink);
+    post_receives();
+  }
+  std::size_t left = 0;
+  std::vector<Peer*> silent;
+  for (Peer* const peer : order_) {
+    if (peer->state == PeerState::up) silent.push_back(peer);
+  }
+  do {
+    std::erase_if(silent, [this](Peer* peer) {
+      return peer->state != PeerState::up ||
+             post_message(*peer, MessageType::goodbye, 0) != Posted::again;
+    });
+    drain_completions();
+    left = silent.size() + under_way_;
+  } while (left > 0 && context_.clock.now_ns() < until_ns);
+}
+
+}  // namespace kvl::libfabric
