@@ -1,0 +1,291 @@
+// The libfabric Link over a provider in memory: what no stock provider does on demand.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <memory>
+#include <numeric>
+
+#include "kvl/transport.h"
+#include "tests/support/log_guard.h"
+#include "tests/transport/libfabric/fake_provider.h"
+#include "transport/libfabric/fabric_device.h"
+#include "transport/libfabric/fabric_transport.h"
+#include "transport/libfabric/fabric_wire.h"
+
+namespace kvl {
+std::unique_ptr<Transport> make_libfabric_transport(const Settings&);
+
+namespace libfabric {
+namespace {
+
+using test::ExpectLog;
+using test::FakeProvider;
+
+// Control messages wait until somebody delivers them.
+struct Control final : ControlChannel {
+  Status send(PeerId peer, std::span<const std::byte> bytes) override {
+    sent.emplace_back(peer, Blob(bytes.begin(), bytes.end()));
+    return {};
+  }
+  std::vector<std::pair<PeerId, Blob>> sent;
+};
+
+struct Metrics final : MetricVisitor {
+  void counter(std::string_view name, std::string_view, const MetricLabels& labels,
+               double value) override {
+    std::string key(name);
+    for (const auto& [label, text] : labels) key += " " + text;
+    values[key] = value;
+  }
+  void gauge(std::string_view, std::string_view, const MetricLabels&, double) override {}
+  std::map<std::string, double> values;
+};
+
+// One Link and what it has shown.
+struct Side {
+  explicit Side(Transport& transport) : memory_ops(make_host_memory_ops()), memory(1 << 20) {
+    auto opened = transport.open(transport.devices().front(), {control, *memory_ops, clock});
+    link = std::move(opened).value();
+    id = link->add_memory({memory.data(), memory.size(), MemoryKind::host, 0, Access::remote_all})
+             .value();
+  }
+  void poll() {
+    std::array<Event, 8> out;
+    const std::size_t count = link->poll(out);
+    events.insert(events.end(), out.begin(), out.begin() + static_cast<std::ptrdiff_t>(count));
+  }
+  const Event* find(Event::Kind kind, Ticket ticket = {}) const {
+    const auto found = std::find_if(events.begin(), events.end(), [&](const Event& event) {
+      return event.kind == kind && event.ticket == ticket;
+    });
+    return found == events.end() ? nullptr : &*found;
+  }
+  double metric(const std::string& name) const {
+    Metrics metrics;
+    link->visit_metrics(metrics, {});
+    return metrics.values.at(name);
+  }
+
+  SteadyClock clock;
+  Control control;
+  std::unique_ptr<MemoryOps> memory_ops;
+  std::vector<std::byte> memory;
+  std::unique_ptr<Link> link;
+  MemoryId id;
+  RemoteId remote;
+  PeerId peer;
+  std::vector<Event> events;
+};
+
+class FabricLinkTest : public ::testing::Test {
+ protected:
+  void open(const std::string& provider, std::int64_t op_bytes = 4096) {
+    fake = std::make_unique<FakeProvider>(provider);
+    FabricConfig config;
+    config.providers = provider;
+    config.op_bytes = op_bytes;
+    transport = make_transport(config, fake->api());
+    a = std::make_unique<Side>(*transport);
+    b = std::make_unique<Side>(*transport);
+    a->peer = a->link->open_peer(PeerRole::active).value();
+    b->peer = b->link->open_peer(PeerRole::passive).value();
+    const Blob from_a = a->link->offer(a->peer).value(), from_b = b->link->offer(b->peer).value();
+    ASSERT_TRUE(a->link->accept(a->peer, from_b).ok());
+    ASSERT_TRUE(b->link->accept(b->peer, from_a).ok());
+    ASSERT_TRUE(run([&] {
+      return a->find(Event::Kind::peer_up) != nullptr && b->find(Event::Kind::peer_up) != nullptr;
+    }));
+    const Blob name = b->link->export_memory(b->id, b->peer).value();
+    a->remote = a->link->import_memory(a->peer, name).value();
+    std::iota(reinterpret_cast<unsigned char*>(a->memory.data()),
+              reinterpret_cast<unsigned char*>(a->memory.data()) + a->memory.size(), 0);
+    fake->rma_tries = 0;
+  }
+  bool run(const std::function<bool()>& done) {
+    for (int i = 0; i < 10'000 && !done(); ++i) {
+      a->poll();
+      b->poll();
+    }
+    return done();
+  }
+  // `pages` pages of 1 KiB, 2 KiB apart, so that no two are merged.
+  Ticket post(std::uint32_t pages, std::span<const std::byte> note = {}) {
+    op = {0, 0, 0, 0, 1024, pages, 2048, 2048};
+    Batch batch;
+    batch.ticket = {++tickets};
+    batch.peer = a->peer;
+    batch.ops = std::span(&op, 1);
+    batch.locals = std::span(&a->id, 1);
+    batch.remotes = std::span(&a->remote, 1);
+    batch.note = note;
+    EXPECT_TRUE(a->link->post(batch).ok());
+    return batch.ticket;
+  }
+  Code end_of(Ticket ticket) {
+    const bool ended = run([&] { return a->find(Event::Kind::batch, ticket) != nullptr; });
+    EXPECT_TRUE(ended);
+    return ended ? a->find(Event::Kind::batch, ticket)->code : Code::internal;
+  }
+
+  std::unique_ptr<FakeProvider> fake;  // outlives the Links
+  std::unique_ptr<Transport> transport;
+  std::unique_ptr<Side> a, b;
+  PageOp op;
+  std::uint64_t tickets = 0;
+};
+
+TEST_F(FabricLinkTest, RunsAreRungAndBytesArrive) {
+  open("fake");
+  const std::array<std::byte, 2> note{std::byte{4}, std::byte{2}};
+  EXPECT_EQ(end_of(post(100, note)), Code::ok);
+  EXPECT_TRUE(run([&] { return b->find(Event::Kind::note) != nullptr; }));
+  EXPECT_EQ(b->find(Event::Kind::note)->note_bytes, 2);
+  for (std::size_t i = 0; i < 100; ++i) {
+    ASSERT_TRUE(
+        std::equal(&a->memory[i * 2048], &a->memory[i * 2048] + 1024, &b->memory[i * 2048]));
+  }
+  EXPECT_EQ(fake->rma_posts, 100U);
+  EXPECT_GT(fake->run_longest, 1U);
+  EXPECT_LE(fake->run_longest, 16U);
+  EXPECT_EQ(fake->waiting(), 0U);
+}
+
+TEST_F(FabricLinkTest, NeighboursAreOneOperation) {
+  open("fake");
+  op = {};
+  std::vector<PageOp> ops;
+  for (std::uint64_t i = 0; i < 8; ++i) ops.push_back({0, 0, i * 512, i * 512, 512, 1, 0, 0});
+  Batch batch;
+  batch.ticket = {++tickets};
+  batch.peer = a->peer;
+  batch.ops = ops;
+  batch.locals = std::span(&a->id, 1);
+  batch.remotes = std::span(&a->remote, 1);
+  ASSERT_TRUE(a->link->post(batch).ok());
+  EXPECT_EQ(end_of(batch.ticket), Code::ok);
+  EXPECT_EQ(fake->rma_posts, 1U);
+}
+
+// The provider is full for a while, at every place of a run: nothing is lost, nothing is posted
+// twice, and no doorbell stays unrung.
+TEST_F(FabricLinkTest, FullProviderIsAskedAgain) {
+  for (std::uint64_t first = 0; first < 20; ++first) {
+    open("fake");
+    const std::uint64_t before = fake->rma_posts;
+    for (std::uint64_t i = 0; i < 6; ++i) fake->again_at.push_back(first + i);
+    EXPECT_EQ(end_of(post(20)), Code::ok);
+    EXPECT_EQ(fake->rma_posts - before, 20U);
+    EXPECT_EQ(fake->waiting(), 0U);
+    EXPECT_GE(a->metric("kvlane_libfabric_again_total"), 1.0);
+    a.reset();
+    b.reset();
+  }
+}
+
+TEST_F(FabricLinkTest, DoorbellIsRungWhenNothingFollows) {
+  open("fake");
+  // From the sixth on nothing is taken any more, and then the batch is cancelled: five operations
+  // wait for a doorbell that only something else can ring.
+  for (std::uint64_t i = 5; i < 2000; ++i) fake->again_at.push_back(i);
+  const Ticket ticket = post(20);
+  a->poll();
+  EXPECT_EQ(fake->waiting(), 0U) << "a run was left without its doorbell";
+  EXPECT_GE(a->metric("kvlane_libfabric_doorbells_total"), 1.0);
+  ASSERT_TRUE(a->link->cancel(ticket).ok());
+  EXPECT_EQ(end_of(ticket), Code::aborted);
+}
+
+TEST_F(FabricLinkTest, StaleKeyFailsItsBatchAlone) {
+  open("efa");
+  fake->fail_error = FI_EIO;
+  fake->fail_provider_error = 7;
+  EXPECT_EQ(end_of(post(4)), Code::permission);
+  EXPECT_EQ(a->metric("kvlane_libfabric_faults_total stale_key"), 1.0);
+  EXPECT_EQ(end_of(post(4)), Code::ok);
+}
+
+TEST_F(FabricLinkTest, ErrorsOfAPeerLoseIt) {
+  const std::pair<int, const char*> cases[] = {{9, "restarted_peer"},
+                                               {10, "receiver_not_ready"},
+                                               {13, "unresponsive"},
+                                               {14, "unknown_peer"},
+                                               {15, "unreachable"}};
+  for (const auto& [status, cause] : cases) {
+    const ExpectLog expected("libfabric.peer_lost");
+    open("efa");
+    fake->fail_error = FI_EIO;
+    fake->fail_provider_error = status;
+    EXPECT_NE(end_of(post(4)), Code::ok);
+    EXPECT_TRUE(run([&] { return a->find(Event::Kind::peer_down) != nullptr; }));
+    EXPECT_EQ(a->find(Event::Kind::peer_down)->code, Code::peer_lost);
+    EXPECT_EQ(a->metric(std::string("kvlane_libfabric_faults_total ") + cause), 1.0);
+    a.reset();
+    b.reset();
+  }
+}
+
+TEST_F(FabricLinkTest, StrangersAreCountedAndDropped) {
+  open("fake");
+  const std::size_t events = b->events.size();
+  fake->inject({});
+  fake->inject(std::vector<std::byte>(72, std::byte{0x5A}));
+  Message forged;
+  forged.type = MessageType::note;
+  forged.note_bytes = 1;
+  forged.to_peer = b->peer.value;  // guessed; the secret is not
+  const auto bytes = std::as_bytes(std::span(&forged, 1));
+  fake->inject({bytes.begin(), bytes.end()});
+  EXPECT_EQ(end_of(post(4)), Code::ok);
+  EXPECT_EQ(b->metric("kvlane_libfabric_strangers_total malformed"), 2.0);
+  EXPECT_EQ(b->metric("kvlane_libfabric_strangers_total unknown_token"), 1.0);
+  EXPECT_EQ(b->events.size(), events);
+}
+
+// efa-direct first, then with the mode it may insist on, then efa; delivery-complete where offered.
+TEST(FabricDevices, EfaIsAskedInOrder) {
+  FabricConfig config;
+  {
+    FakeProvider fake("efa");
+    fake.direct_needs_mode = FI_RX_CQ_DATA;
+    fake.offers_delivery_complete = false;
+    const auto transport = make_transport(config, fake.api());
+    ASSERT_EQ(transport->devices().size(), 1U) << transport->why_unusable();
+    EXPECT_EQ(transport->devices().front().domain, "efa/efa-direct");
+    EXPECT_EQ(transport->devices().front().fence, Fence::av_remove);
+    ASSERT_EQ(fake.asked.size(), 4U);
+    EXPECT_EQ(fake.asked[0].mode, FI_CONTEXT2);
+    EXPECT_EQ(fake.asked[0].fabric, "efa-direct");
+    EXPECT_EQ(fake.asked[3].mode, FI_CONTEXT2 | FI_RX_CQ_DATA);
+  }
+  FakeProvider fake("efa");
+  fake.offers_direct = false;
+  const auto transport = make_transport(config, fake.api());
+  ASSERT_EQ(transport->devices().size(), 1U);
+  EXPECT_EQ(transport->devices().front().domain, "efa/efa");
+  EXPECT_EQ(fake.asked.back().fabric, "");
+}
+
+TEST(FabricLibrary, IsMissedAloud) {
+  Settings::Source source;
+  source.environment = false;
+  source.flags = {{"libfabric.library", "/nowhere/libfabric.so.1"}, {"libfabric.providers", "tcp"}};
+  const auto settings = Settings::load(transport_settings(), source);
+  ASSERT_TRUE(settings.ok());
+  const auto transport = make_libfabric_transport(*settings);
+  EXPECT_TRUE(transport->devices().empty());
+  EXPECT_NE(transport->why_unusable().find("/nowhere/libfabric.so.1"), std::string::npos);
+}
+
+// Without an EFA nothing is opened, and no software provider is chosen by itself.
+TEST(FabricLibrary, IsLeftAloneWithoutEfa) {
+  if (host_has_efa()) GTEST_SKIP() << "this host has an EFA";
+  const auto transport = make_libfabric_transport(Settings{});
+  EXPECT_TRUE(transport->devices().empty());
+  EXPECT_NE(transport->why_unusable().find("EFA"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace libfabric
+}  // namespace kvl
