@@ -287,7 +287,11 @@ void EngineImpl::on_pair_closed(PairName name, Code code) {
   Peer* const peer = peers_.find(name.peer);
   if (peer == nullptr || name.pair >= peer->pairs.size()) return;
   Pair& pair = peer->pairs[name.pair];
-  if (pair.incarnation == name.incarnation) pair.fenced = code != Code::timed_out;
+  if (pair.incarnation == name.incarnation) {
+    // Where the device has no fence of its own, only the peer's rail_closed proves anything.
+    const bool fences = rails_[pair.rail].rail->device().fence != Fence::none;
+    pair.fenced = code == Code::ok || (fences && code != Code::timed_out);
+  }
   if (pair.incarnation == name.incarnation && pair.state == Pair::State::closing) {
     const auto bytes = std::as_bytes(std::span(pair.reason));
     queue_message(

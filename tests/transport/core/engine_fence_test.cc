@@ -151,6 +151,17 @@ TEST(EngineFence, ARetriedWriteEndsWhenTheLostRailIsProvenClosed) {
   EXPECT_EQ(done->physical, Physical::quiescent);
 }
 
+// The Link has let go, but what it was sent may still land.
+TEST(EngineFence, WithoutAFenceOfTheDeviceNothingButThePeersWordCounts) {
+  for (const Fence fence : {Fence::none, Fence::av_remove}) {
+    Rig rig({.fence = fence});
+    rig.world().partition(0, 1);
+    const auto down = rig.next(0, Kind::peer_down);
+    ASSERT_TRUE(down.has_value());
+    EXPECT_EQ(down->fenced, fence != Fence::none);
+  }
+}
+
 // A Link that shows a peer_down before the ends of that peer's batches may do so.
 TEST(EngineFence, ALateEndOfAnEarlierAttemptLeavesTheNewOneAlone) {
   Rig rig({});
