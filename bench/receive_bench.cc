@@ -183,6 +183,7 @@ int run(double seconds, std::uint64_t page_bytes) {
     const std::size_t kind = (round + round / 2) % 2;  // A B B A
     until += kRoundBytes;
     std::vector<std::thread> senders;
+    senders.reserve(kConnections);
     for (const auto& pair : pairs) {
       senders.emplace_back([fd = pair[0].get(), &source] {
         for (std::uint64_t sent = 0; sent < kRoundBytes;) {
@@ -208,7 +209,7 @@ int run(double seconds, std::uint64_t page_bytes) {
   constexpr double kGigabytes = static_cast<double>(kRoundBytes * kConnections) / 1e9;
   std::printf("pages of %llu bytes, %zu connections\n          GB/s  cpu_s/GB\n",
               static_cast<unsigned long long>(page_bytes), kConnections);
-  for (const std::size_t kind : {0, 1}) {
+  for (const std::size_t kind : {std::size_t{0}, std::size_t{1}}) {
     std::printf("%-8s  %4.2f     %.4f\n", kind == 0 ? "epoll" : "io_uring",
                 kGigabytes / median(figures[kind].seconds), median(figures[kind].cpu) / kGigabytes);
   }

@@ -12,6 +12,7 @@
 #include <array>
 #include <chrono>
 #include <cstdlib>
+#include <iterator>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -29,8 +30,9 @@ class Program {
     std::vector<std::string> words = before;
     words.emplace_back(KVL_PROGRAM);
     std::istringstream split(arguments);
-    for (std::string word; split >> word;) words.push_back(word);
+    words.insert(words.end(), std::istream_iterator<std::string>(split), {});
     std::vector<char*> argv;
+    argv.reserve(words.size() + 1);
     for (std::string& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);
     pid_ = ::fork();
