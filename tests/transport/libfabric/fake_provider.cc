@@ -113,7 +113,8 @@ struct FakeProvider::Ep {
       const std::vector<std::byte> bytes = unexpected.front();
       receives.pop_front();
       unexpected.pop_front();
-      std::memcpy(receive.buffer, bytes.data(), std::min(bytes.size(), receive.bytes));
+      std::copy_n(bytes.begin(), std::min(bytes.size(), receive.bytes),
+                  static_cast<std::byte*>(receive.buffer));
       cq->entries.push_back({{receive.context, FI_RECV, bytes.size()}});
     }
   }
