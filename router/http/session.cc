@@ -180,14 +180,14 @@ void Session::parse_head() {
 
 void Session::start_body() {
   context_.counters.requests_total.add();
-  if (!context_.rate.admit(address_, LoopClock::now())) {
+  body_start_ = LoopClock::now();
+  if (!context_.rate.admit(address_, body_start_)) {
     return refuse(429, "too many requests from this address");
   }
   state_ = State::body;
   const std::uint64_t length = head_.headers.content_length.value_or(0);
   if (length > context_.limits.body_bytes_max) return refuse(413, "request body too large");
   const bool waits = in().size < head_.bytes + length || head_.headers.chunked;
-  body_start_ = LoopClock::now();
   if (waits) limit_body_time(length);
   if (head_.headers.chunked) {
     body_reader_ = BodyReader::chunked();
