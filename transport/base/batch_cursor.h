@@ -6,6 +6,7 @@
 #include <span>
 
 #include "kvl/page_op.h"
+#include "kvl/status.h"
 
 namespace kvl {
 
@@ -76,6 +77,41 @@ inline bool fits(std::uint64_t size, std::uint64_t offset, std::uint64_t stride,
   if (bytes > room) return false;
   std::uint64_t span = 0;
   return !__builtin_mul_overflow(stride, std::uint64_t{count} - 1, &span) && span <= room - bytes;
+}
+
+// Whether the ops of a batch name regions that there are, lie within their memories, and [begin,
+// end) within the ops. Once for each change of region: local(index) gives the bytes of a local
+// memory, remote(index, bytes) those of a remote one, or why it may not be used.
+template <typename Local, typename Remote>
+Status check_ops(std::span<const PageOp> ops, std::uint64_t begin, std::uint64_t end,
+                 std::size_t locals, std::size_t remotes, Local local, Remote remote) {
+  std::uint32_t local_region = UINT32_MAX, remote_region = UINT32_MAX;
+  std::uint64_t local_bytes = 0, remote_bytes = 0;
+  for (const PageOp& op : ops) {
+    if (op.local_region >= locals || op.remote_region >= remotes) {
+      return {Code::invalid_argument, "region index of an op"};
+    }
+    if (op.local_region != local_region) {
+      local_region = op.local_region;
+      local_bytes = local(local_region);
+    }
+    if (op.remote_region != remote_region) {
+      remote_region = op.remote_region;
+      KVL_TRY(remote(remote_region, remote_bytes));
+    }
+    if (!fits(local_bytes, op.local_offset, op.local_stride, op.count, op.bytes)) {
+      return {Code::invalid_argument, "bounds of local memory"};
+    }
+    if (!fits(remote_bytes, op.remote_offset, op.remote_stride, op.count, op.bytes)) {
+      return {Code::invalid_argument, "bounds of remote memory"};
+    }
+  }
+  const std::uint64_t last = ops.back().total_bytes();
+  if (end == 0) end = last;
+  if (begin >= ops.front().total_bytes() || end > last || (ops.size() == 1 && begin >= end)) {
+    return {Code::invalid_argument, "positions of the ops"};
+  }
+  return {};
 }
 
 }  // namespace kvl

@@ -42,36 +42,15 @@ Status ShmLink::check_batch(const Batch& batch) {
       return {Code::invalid_argument, "stale remote memory"};
     }
   }
-  std::uint32_t local_region = UINT32_MAX, remote_region = UINT32_MAX;
-  std::uint64_t local_bytes = 0, remote_bytes = 0;
-  for (const PageOp& op : batch.ops) {
-    if (op.local_region >= batch.locals.size() || op.remote_region >= batch.remotes.size()) {
-      return {Code::invalid_argument, "region index of an op"};
-    }
-    if (op.local_region != local_region) {
-      local_region = op.local_region;
-      local_bytes = table_.at(batch.locals[local_region]).memory.bytes;
-    }
-    if (op.remote_region != remote_region) {
-      remote_region = op.remote_region;
-      const MemoryCard& card = remotes_.find(batch.remotes[remote_region].value)->card;
-      if (!allows(card.access, wanted)) return {Code::permission, "access of remote memory"};
-      remote_bytes = card.bytes;
-    }
-    if (!fits(local_bytes, op.local_offset, op.local_stride, op.count, op.bytes)) {
-      return {Code::invalid_argument, "bounds of local memory"};
-    }
-    if (!fits(remote_bytes, op.remote_offset, op.remote_stride, op.count, op.bytes)) {
-      return {Code::invalid_argument, "bounds of remote memory"};
-    }
-  }
-  const std::uint64_t last = batch.ops.back().total_bytes();
-  const std::uint64_t end = batch.end == 0 ? last : batch.end;
-  if (batch.begin >= batch.ops.front().total_bytes() || end > last ||
-      (batch.ops.size() == 1 && batch.begin >= end)) {
-    return {Code::invalid_argument, "positions of the ops"};
-  }
-  return {};
+  return check_ops(
+      batch.ops, batch.begin, batch.end, batch.locals.size(), batch.remotes.size(),
+      [&](std::uint32_t region) { return table_.at(batch.locals[region]).memory.bytes; },
+      [&](std::uint32_t region, std::uint64_t& bytes) -> Status {
+        const MemoryCard& card = remotes_.find(batch.remotes[region].value)->card;
+        if (!allows(card.access, wanted)) return {Code::permission, "access of remote memory"};
+        bytes = card.bytes;
+        return {};
+      });
 }
 
 Status ShmLink::post(const Batch& batch) {
