@@ -1,6 +1,8 @@
 // main() of the one program. Each subcommand lives in a file of its own; CMake generates the list.
 #include <csignal>
 #include <exception>
+#include <string_view>
+#include <vector>
 
 #include "kvl/log.h"
 #include "tools/program.h"
@@ -36,8 +38,15 @@ int main(int argc, char** argv) try {
 #include "subcommands.inc"
 #undef KVL_SUBCOMMAND
 
+  // `kvlane help bench` is `kvlane bench --help`.
+  std::string help = "--help";
+  std::vector<char*> words(argv, argv + argc);
+  if (argc > 1 && std::string_view(argv[1]) == "help") {
+    words.erase(words.begin() + 1);
+    words.push_back(help.data());
+  }
   try {
-    app.parse(argc, argv);
+    app.parse(static_cast<int>(words.size()), words.data());
   } catch (const CLI::RequiredError& problem) {
     const std::string first = argc > 1 ? argv[1] : "";
     if (app.get_subcommands().empty() && !first.empty() && first.front() != '-') {

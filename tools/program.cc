@@ -73,6 +73,9 @@ void add_setting_flags(CLI::App& command, std::span<const Setting> rows, std::st
     if (!fallback.empty()) help += " (" + fallback + ")";
     const auto store = [&flags, name](const std::string& text) { flags.emplace_back(name, text); };
     CLI::Option* const option = command.add_option_function<std::string>(names, store, help);
+    // Rows of the program itself stand among its options; what only tests of kvlane set, nowhere.
+    const bool own = !prefix.empty() && row.name.starts_with(prefix);
+    if (!own) option->group(row.name.starts_with("testing.") ? "" : "Settings");
     if (boolean) {
       option->expected(0, 1)->default_str("true");
       option->type_name("[BOOL]");

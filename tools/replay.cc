@@ -14,6 +14,7 @@
 #include "tools/replay/fleet.h"
 #include "tools/replay/outcome.h"
 #include "tools/replay/trace.h"
+#include "worker/worker_options.h"
 
 namespace kvl::tools {
 namespace {
@@ -28,7 +29,6 @@ struct Options {
   replay::WorkloadOptions workload;
   replay::FleetOptions fleet;
   replay::ClientOptions client;
-  SettingFlags settings;
 };
 
 std::string model_names() {
@@ -96,7 +96,7 @@ void run(Options& options, Program& program) {
   if (!options.html.empty() && !std::ofstream(options.html, std::ios::app)) {
     return program.fail("cannot write " + options.html);
   }
-  options.fleet.settings = options.settings;
+  options.fleet.config_file = program.config_file;
   bench::catch_interrupts();
   std::string error;
   auto fleet = replay::Fleet::start(options.fleet, &error);
@@ -200,12 +200,20 @@ void add_replay(CLI::App& app, Program& program) {
                     "a control: one bit of each handoff is flipped at decode; must be noticed");
   command->add_flag("--json", o.json, "the last line is one JSON object");
   command->add_option("--html", o.html, "write a page with plots");
+  // Of the workers: what decides how bytes move. (A trace file or a listener has one owner.)
+  std::vector<Setting> rows = worker::own_settings();
+  std::erase_if(rows, [](const Setting& row) {
+    return row.name == "advertise" || row.name == "require" || row.name == "listen" ||
+           row.name.starts_with("trace.") || row.name.starts_with("testing.");
+  });
+  add_setting_flags(*command, rows, "", o.fleet.settings);
   command->footer(
       "Examples:\n"
       "  kvlane replay\n"
       "  kvlane replay --trace conversation_trace.jsonl --limit 300 --time-scale 4 --html "
       "replay.html\n"
       "  kvlane replay --transport tcp --prefill-tp 4 --decode-tp 2 --json\n"
+      "  kvlane replay --transport tcp --tcp.lanes 4 --handoff.crc all\n"
       "Exit status 1: a wrong page, or a request that failed or did not end.");
   command->callback([options, &program] { run(*options, program); });
 }

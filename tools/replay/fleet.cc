@@ -102,15 +102,21 @@ Status Fleet::add(const std::string& name, bool prefill, const std::vector<std::
 
 Result<std::unique_ptr<Fleet>> Fleet::start(const FleetOptions& options, std::string* error) {
   auto fleet = std::make_unique<Fleet>();
-  KVL_TRY(
-      fleet->add("rendezvous", false, {"bootstrap", "--host", "127.0.0.1", "--port", "0"}, error));
+  std::vector<std::string> common{"--host", "127.0.0.1", "--port", "0"};
+  if (!options.config_file.empty()) {
+    common.insert(common.end(), {"--config", options.config_file});
+  }
+  const auto with_common = [&common](std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(), common.begin(), common.end());
+    return arguments;
+  };
+  KVL_TRY(fleet->add("rendezvous", false, with_common({"bootstrap"}), error));
   const std::string rendezvous = "http://127.0.0.1:" + std::to_string(fleet->members_[0].port);
-  std::vector<std::string> router{
-      "router",   "--pd-disaggregation", "--host", "127.0.0.1", "--port", "0",
-      "--policy", options.policy};
+  std::vector<std::string> router =
+      with_common({"router", "--pd-disaggregation", "--policy", options.policy});
   for (std::uint32_t i = 0; i < options.prefill + options.decode; ++i) {
     const bool prefill = i < options.prefill;
-    std::vector<std::string> worker{
+    std::vector<std::string> worker = with_common({
         "worker",
         "--role",
         prefill ? "prefill" : "decode",
@@ -127,12 +133,9 @@ Result<std::unique_ptr<Fleet>> Fleet::start(const FleetOptions& options, std::st
         std::to_string(options.pool_bytes),
         "--mode",
         options.mode,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
         "--bootstrap",
-        rendezvous};
+        rendezvous,
+    });
     if (!options.transport.empty()) worker.insert(worker.end(), {"--transport", options.transport});
     if (options.damage_received && !prefill) worker.emplace_back("--damage-received");
     for (const auto& [name, text] : options.settings)

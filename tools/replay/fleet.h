@@ -22,6 +22,7 @@ struct FleetOptions {
   std::uint32_t page_tokens = 64;
   std::uint64_t pool_bytes = 0;  // per worker
   bool damage_received = false;  // a control: decode flips a bit of each handoff
+  std::string config_file;       // of all of them; "": none
   std::vector<std::pair<std::string, std::string>> settings;  // for the workers
 };
 

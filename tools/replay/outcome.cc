@@ -4,18 +4,25 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <boost/json.hpp>
+#include <cmath>
+#include <limits>
 #include <map>
+
+#include "bench/support/output.h"
 
 namespace kvl::replay {
 namespace {
 
 double percentile(std::vector<double>& sorted, double p) {
-  if (sorted.empty()) return 0;
+  if (sorted.empty()) return std::numeric_limits<double>::quiet_NaN();
   const double at = p * static_cast<double>(sorted.size() - 1);
   const auto low = static_cast<std::size_t>(at);
   const std::size_t high = std::min(low + 1, sorted.size() - 1);
   return sorted[low] + (sorted[high] - sorted[low]) * (at - static_cast<double>(low));
+}
+
+std::string ms(double value) {
+  return std::isfinite(value) ? fmt::format("{:.1f} ms", value) : "-";
 }
 
 }  // namespace
@@ -57,33 +64,27 @@ Summary summarise(const std::vector<Outcome>& outcomes) {
 }
 
 std::string to_json(const Summary& s, const Setup& setup) {
-  boost::json::array errors(s.errors.begin(), s.errors.end());
-  const boost::json::object out{{"trace", setup.trace},
-                                {"model", setup.model},
-                                {"fleet", setup.fleet},
-                                {"time_scale", setup.time_scale},
-                                {"transport", setup.transport},
-                                {"requests", s.requests},
-                                {"ok", s.ok},
-                                {"failed", s.failed},
-                                {"unended", s.unended},
-                                {"seconds", s.seconds},
-                                {"pages_moved", s.pages_moved},
-                                {"pages_verified", s.pages_verified},
-                                {"pages_wrong", s.pages_wrong},
-                                {"bytes_moved", s.bytes_moved},
-                                {"gb_per_s", s.gb_per_s},
-                                {"input_tokens", s.input_tokens},
-                                {"prefix_hit_tokens", setup.prefix_hit_tokens},
-                                {"output_tokens", s.output_tokens},
-                                {"ttft_p50_ms", s.ttft_p50_ms},
-                                {"ttft_p90_ms", s.ttft_p90_ms},
-                                {"ttft_p99_ms", s.ttft_p99_ms},
-                                {"transfer_p50_ms", s.transfer_p50_ms},
-                                {"transfer_p90_ms", s.transfer_p90_ms},
-                                {"transfer_p99_ms", s.transfer_p99_ms},
-                                {"errors", std::move(errors)}};
-  return boost::json::serialize(out);
+  const auto count = [](std::uint64_t value) { return static_cast<std::int64_t>(value); };
+  bench::Row row;
+  row.set("trace", setup.trace).set("model", setup.model).set("fleet", setup.fleet);
+  row.set("time_scale", setup.time_scale).set("transport", setup.transport);
+  row.set("requests", count(s.requests)).set("ok", count(s.ok)).set("failed", count(s.failed));
+  row.set("unended", count(s.unended)).set("seconds", s.seconds);
+  row.set("pages_moved", count(s.pages_moved)).set("pages_verified", count(s.pages_verified));
+  row.set("pages_wrong", count(s.pages_wrong)).set("bytes_moved", count(s.bytes_moved));
+  row.set("gb_per_s", s.gb_per_s).set("input_tokens", count(s.input_tokens));
+  row.set("prefix_hit_tokens", count(setup.prefix_hit_tokens));
+  row.set("output_tokens", count(s.output_tokens));
+  row.set("ttft_p50_ms", s.ttft_p50_ms).set("ttft_p90_ms", s.ttft_p90_ms);
+  row.set("ttft_p99_ms", s.ttft_p99_ms).set("transfer_p50_ms", s.transfer_p50_ms);
+  row.set("transfer_p90_ms", s.transfer_p90_ms).set("transfer_p99_ms", s.transfer_p99_ms);
+  std::string out = bench::json(row);
+  out.pop_back();
+  out += ", \"errors\": [";
+  for (const std::string& error : s.errors) {
+    out += (&error == s.errors.data() ? "" : ", ") + bench::json_string(error);
+  }
+  return out + "]}";
 }
 
 std::string to_text(const Summary& s, const Setup& setup) {
@@ -95,14 +96,14 @@ std::string to_text(const Summary& s, const Setup& setup) {
       "  requests          {:>12}   {} ok, {} failed{}\n"
       "  prompt tokens     {:>12}   {:.1f} % from prefill's prefix cache\n"
       "  KV moved          {:>9.2f} GB   {} pages over {}, {:.2f} GB/s on average\n"
-      "  time to first token  p50 {:.1f} ms   p90 {:.1f} ms   p99 {:.1f} ms\n"
-      "  KV transfer          p50 {:.1f} ms   p90 {:.1f} ms   p99 {:.1f} ms\n"
+      "  time to first token  p50 {}   p90 {}   p99 {}\n"
+      "  KV transfer          p50 {}   p90 {}   p99 {}\n"
       "  pages             {:>12} verified, {} wrong\n",
       setup.trace, setup.fleet, setup.model, s.requests, s.ok, s.failed,
       s.unended > 0 ? fmt::format(", {} without an end", s.unended) : std::string(), s.input_tokens,
       hit, static_cast<double>(s.bytes_moved) / 1e9, s.pages_moved, setup.transport, s.gb_per_s,
-      s.ttft_p50_ms, s.ttft_p90_ms, s.ttft_p99_ms, s.transfer_p50_ms, s.transfer_p90_ms,
-      s.transfer_p99_ms, s.pages_verified, s.pages_wrong);
+      ms(s.ttft_p50_ms), ms(s.ttft_p90_ms), ms(s.ttft_p99_ms), ms(s.transfer_p50_ms),
+      ms(s.transfer_p90_ms), ms(s.transfer_p99_ms), s.pages_verified, s.pages_wrong);
   for (const std::string& error : s.errors) out += "  failed: " + error + "\n";
   return out;
 }

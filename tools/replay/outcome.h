@@ -31,6 +31,7 @@ struct Summary {
   std::uint64_t pages_moved = 0, pages_verified = 0, pages_wrong = 0, bytes_moved = 0;
   std::uint64_t input_tokens = 0, output_tokens = 0;
   double seconds = 0, gb_per_s = 0;
+  // NaN: no request has got so far. JSON then has null, the table "-".
   double ttft_p50_ms = 0, ttft_p90_ms = 0, ttft_p99_ms = 0;
   double transfer_p50_ms = 0, transfer_p90_ms = 0, transfer_p99_ms = 0;
   std::string transport;            // what was really used; several joined by '+'

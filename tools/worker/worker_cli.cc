@@ -101,15 +101,16 @@ void add_worker_options(CLI::App& command, WorkerOptions& options) {
     if (row.secret) continue;  // everybody can see a command line
     const std::string name(row.name);
     if (name == "advertise" || name == "require") continue;  // --advertise, --transport
+    const std::string fallback = row.fallback();
     command
         .add_option_function<std::string>(
             "--" + name,
             [&options, name](const std::string& text) {
               options.settings.emplace_back(name, text);
             },
-            std::string(row.help))
+            std::string(row.help) + (fallback.empty() ? "" : " (" + fallback + ")"))
         ->type_name(row.unit.empty() ? "TEXT" : std::string(row.unit))
-        ->group("Settings");
+        ->group(name.starts_with("testing.") ? "" : "Settings");
   }
 }
 
