@@ -18,7 +18,8 @@ std::vector<Setting> settings_rows() {
       setting<&C::bind>("tcp.bind", "", 0, 0,
                         "numeric address to listen on and to offer; empty: every address"),
       setting<&C::interface>("tcp.interface", "", 0, 0,
-                             "offer only the addresses of this network interface; empty: all"),
+                             "comma list of network interfaces: each becomes a device of its own, "
+                             "with its own connections; empty: one device with all addresses"),
       setting<&C::frame_bytes>("tcp.frame_bytes", "bytes", 4096, 1 << 30,
                                "data of one frame; answers wait behind a frame under way"),
       setting<&C::frame_runs>("tcp.frame_runs", "", 1, 1024, "run headers of one frame"),

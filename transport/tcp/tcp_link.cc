@@ -12,7 +12,8 @@
 namespace kvl::tcp {
 namespace {
 
-constexpr std::uint64_t kListenerTag = 0;  // lane ids are never 0
+constexpr std::uint64_t kListenerTag = 0;          // lane ids are never 0 …
+constexpr std::uint64_t kCarrierTag = UINT64_MAX;  // … nor this
 constexpr std::size_t kLanesPerPoll = 64;
 constexpr std::uint64_t kLaneBytesMin = 256 << 10;  // per poll, however many lanes there are
 // Given to a lane beyond what it has finished: enough to keep a long fat pipe full, little enough
@@ -36,11 +37,19 @@ Result<std::unique_ptr<Link>> TcpLink::open(const Device& device, const TcpConfi
   if (!listener) return listener.status();
   link->listener_ = std::move(*listener);
   link->host_ = host_identity();
-  epoll_event event{};
-  event.events = EPOLLIN;
-  event.data.u64 = kListenerTag;
-  if (::epoll_ctl(link->epoll_.get(), EPOLL_CTL_ADD, link->listener_.get(), &event) != 0) {
-    return Status{Code::exhausted, "epoll_ctl", errno};
+  const auto watch = [&link](int fd, std::uint64_t tag) -> Status {
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.u64 = tag;
+    if (::epoll_ctl(link->epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0) return {};
+    return {Code::exhausted, "epoll_ctl", errno};
+  };
+  KVL_TRY(watch(link->listener_.get(), kListenerTag));
+  if (!config.interface.empty()) {
+    auto carrier = CarrierWatch::open(config.interface);
+    if (!carrier) return carrier.status();
+    link->carrier_.emplace(std::move(*carrier));
+    KVL_TRY(watch(link->carrier_->fd(), kCarrierTag));
   }
   return std::unique_ptr<Link>(std::move(link));
 }
@@ -248,6 +257,10 @@ void TcpLink::take_ready() {
     const epoll_event& event = ready[static_cast<std::size_t>(i)];
     if (event.data.u64 == kListenerTag) {
       accept_lanes();
+      continue;
+    }
+    if (event.data.u64 == kCarrierTag) {
+      if (carrier_->lost()) carrier_lost();
       continue;
     }
     std::unique_ptr<Lane>* const held = lanes_.find(event.data.u64);

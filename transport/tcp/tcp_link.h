@@ -12,6 +12,7 @@
 
 #include "transport/base/slot_map.h"
 #include "transport/base/unique_fd.h"
+#include "transport/tcp/tcp_carrier.h"
 #include "transport/tcp/tcp_core.h"
 #include "transport/tcp/tcp_lane.h"
 
@@ -105,6 +106,7 @@ class TcpLink final : public Link {
   void open_lane(Peer& peer, Lane& lane);
 
   // tcp_link_loss.cc
+  void carrier_lost();
   void drop_lane(Lane& lane);
   // `error`: of the socket, where there is one.
   void fail_greeting(Lane& lane, LaneFault fault, int error = 0);
@@ -127,7 +129,8 @@ class TcpLink final : public Link {
   const LinkContext context_;
   LinkCore core_;
   UniqueFd epoll_, listener_;
-  SocketAddress bound_;  // where listener_ is
+  std::optional<CarrierWatch> carrier_;  // of the interface, where one is named
+  SocketAddress bound_;                  // where listener_ is
   Token host_{};
   SlotMap<Peer> peers_;
   SlotMap<std::unique_ptr<Lane>> lanes_;

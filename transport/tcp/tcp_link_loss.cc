@@ -40,6 +40,23 @@ void TcpLink::send_control(const Peer& peer, ControlKind kind, std::uint32_t lan
   }
 }
 
+// Nothing passes any more; what is under way is for another rail.
+void TcpLink::carrier_lost() {
+  std::vector<std::uint64_t> ids;
+  peers_.for_each([&](std::uint64_t id, const Peer& peer) {
+    if (peer.up && !peer.closing) ids.push_back(id);
+  });
+  if (ids.empty()) return;
+  log(LogLevel::warning, "tcp.carrier_lost",
+      {{"device", device_.name},
+       {"peers", ids.size()},
+       {"code", to_string(Code::peer_lost)},
+       {"hint", "the interface is down: see its cable and its switch, and ip link"}});
+  for (const std::uint64_t id : ids) {
+    end_peer(*peers_.find(id), Code::peer_lost, Code::peer_lost, true);
+  }
+}
+
 void TcpLink::drop_lane(Lane& lane) {
   std::unique_ptr<Lane> gone = std::move(*lanes_.find(lane.id()));
   lanes_.erase(gone->id());

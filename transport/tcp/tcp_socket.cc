@@ -80,6 +80,20 @@ int shared_prefix_bits(const SocketAddress& a, const SocketAddress& b) {
   return bits;
 }
 
+// What a lane to `to` must come from, so that it leaves by the interface that was named; no bytes:
+// the kernel may choose.
+SocketAddress source_for(const SocketAddress& to, const TcpConfig& config) {
+  if (!config.bind.empty()) {
+    const auto from = bind_address(config.bind);
+    return from && !from->any() && from->family() == to.family() ? *from : SocketAddress{};
+  }
+  if (config.interface.empty() || to.loopback()) return {};
+  for (const SocketAddress& own : offered_addresses(config, 0)) {
+    if (own.family() == to.family()) return own;
+  }
+  return {};
+}
+
 std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
   hash ^= value;
   hash *= 0x9E3779B97F4A7C15ULL;
@@ -210,12 +224,9 @@ Result<UniqueFd> dial(const SocketAddress& to, const TcpConfig& config) {
   UniqueFd fd(::socket(to.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) return Status{Code::exhausted, "socket", errno};
   set_buffers(fd.get(), config);
-  if (!config.bind.empty()) {
-    if (auto from = bind_address(config.bind); from && from->family() == to.family()) {
-      if (::bind(fd.get(), from->raw(), from->bytes) != 0) {
-        return Status{Code::unavailable, "bind a data lane to tcp.bind", errno};
-      }
-    }
+  const SocketAddress from = source_for(to, config);
+  if (from.bytes != 0 && ::bind(fd.get(), from.raw(), from.bytes) != 0) {
+    return Status{Code::unavailable, "bind a data lane to tcp.bind or tcp.interface", errno};
   }
   if (::connect(fd.get(), to.raw(), to.bytes) != 0 && errno != EINPROGRESS) {
     return Status{Code::unavailable, "connect a data lane", errno};
