@@ -10,12 +10,13 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <sstream>
 
 #include "kvl/failure.h"
 #include "kvl/log.h"
 #include "kvl/security.h"
+#include "transport/base/word_list.h"
 #include "transport/core/engine_impl.h"
+#include "transport/core/placement.h"
 #include "transport/core/secure_control_net.h"
 #include "transport/core/tcp_control_net.h"
 #include "transport/core/topology.h"
@@ -37,11 +38,8 @@ bool device_wanted(const Device& device, const std::string& require) {
 
 bool listed(const std::string& list, std::string_view name) {
   if (list == "all") return true;
-  std::istringstream words(list);
-  for (std::string word; std::getline(words, word, ',');) {
-    if (word == name) return true;
-  }
-  return false;
+  const std::vector<std::string> words = words_of(list);
+  return std::ranges::find(words, name) != words.end();
 }
 
 Status fail(std::string* error, Code code, const char* context, std::string sentence) {
@@ -67,6 +65,21 @@ std::vector<Setting> engine_settings() {
       setting<&C::piece_bytes>("piece_bytes", "bytes", 4096, 1 << 30,
                                "a transfer is cut into pieces of about this size"),
       setting<&C::piece_runs>("piece_runs", "", 1, 65536, "most runs in a piece"),
+      setting<&C::stripe_bytes>("stripe_bytes", "bytes", 4096, 1 << 30,
+                                "over several rails pieces are smaller, so that all have work, but "
+                                "not smaller than this"),
+      setting<&C::rail_stall_ms>("rail_stall_ms", "ms", 100, 600000,
+                                 "a path on which nothing ends for so long is given up, while the "
+                                 "peer is heard and another path is up"),
+      setting<&C::near>("near", "", 0, 0,
+                        "GPU or network device (name or PCI address) or numa:N that the memory is "
+                        "near to: its nearest devices carry everything while one of them is up; "
+                        "empty: all devices alike"),
+      setting<&C::topology_file>("topology_file", "", 0, 0,
+                                 "topology of the host (lstopo --whole-io FILE.xml), where a "
+                                 "container does not show it; empty: as found"),
+      setting<&C::register_threads>("register_threads", "", 1, 64,
+                                    "devices that large memory is registered with at once"),
       setting<&C::pieces_inflight>("pieces_inflight", "", 1, 1024, "pieces per rail and peer"),
       setting<&C::transfers_max>("transfers_max", "", 1, 8192, "transfers in flight"),
       setting<&C::peers_max>("peers_max", "", 1, 65536, "peers, both directions together"),
@@ -145,6 +158,11 @@ Status EngineImpl::start(const Settings& settings, std::string* error) {
   KVL_TRY(open_rails(settings, error));
   if (threaded_) {
     start_rail_threads();
+    const auto reserve = [](const control::RailName& rail) { return rail.nearness != 0; };
+    if (std::ranges::any_of(rail_names_, reserve)) {
+      registrar_thread_ = std::thread([this] { register_reserves(); });
+      ::pthread_setname_np(registrar_thread_.native_handle(), "kvl-registrar");
+    }
     control_thread_ = std::thread([this] { control_loop(); });
     ::pthread_setname_np(control_thread_.native_handle(), "kvl-control");
     return {};
@@ -205,7 +223,8 @@ void EngineImpl::start_rail_threads() {
   const bool placed = std::any_of(rails_.begin(), rails_.end(), [](const RailState& state) {
     return state.rail->device().numa_node >= 0;
   });
-  Result<Topology> topology = placed ? Topology::discover() : Topology{};
+  const bool known = topology_.numa_nodes() > 0;
+  Result<Topology> topology = placed && !known ? Topology::discover() : topology_;
   for (std::size_t i = 0; i < rails_.size(); ++i) {
     Rail& rail = *rails_[i].rail;
     rail.start_thread("kvl-rail-" + std::to_string(i),
@@ -218,6 +237,20 @@ Status EngineImpl::open_rails(const Settings& settings, std::string* error) {
   if (transports_.empty()) transports_ = make_transports(settings);
   const std::string required = config_.force_tcp ? "tcp" : first_part(config_.require);
   std::string missing = "transport '" + required + "' is not built in; kvlane info lists them";
+  std::optional<TopologyDevice> place;
+  if (!config_.near.empty()) {
+    auto topology = config_.topology_file.empty() ? Topology::discover()
+                                                  : Topology::from_xml(config_.topology_file);
+    if (!topology) {
+      return fail(error, topology.code(), "topology_file",
+                  "cannot read the topology: " + topology.status().to_string());
+    }
+    topology_ = std::move(*topology);
+    std::string why;
+    auto found = find_near(topology_, config_.near, &why);
+    if (!found) return fail(error, found.code(), "near", why);
+    place = std::move(*found);
+  }
   for (const auto& transport : transports_) {
     const std::string name(transport->name());
     const bool wanted = required.empty() ? listed(config_.transports, name) : name == required;
@@ -232,16 +265,20 @@ Status EngineImpl::open_rails(const Settings& settings, std::string* error) {
       missing = name + ": " + transport->why_unusable();
       unusable_.push_back({name, "", false, transport->why_unusable()});
     }
+    std::erase_if(devices, [&](const Device& device) {
+      const bool wanted_device = device_wanted(device, config_.require);
+      if (!wanted_device) missing = name + " has no device '" + config_.require + "'";
+      return !wanted_device;
+    });
+    const std::vector<Nearness> near =
+        place ? nearness(topology_, *place, devices) : std::vector<Nearness>(devices.size(), 0);
     for (const Device& device : devices) {
-      if (!device_wanted(device, config_.require)) {
-        missing = name + " has no device '" + config_.require + "'";
-        continue;
-      }
       for (std::int64_t copy = 0; copy < config_.rails_per_device; ++copy) {
         const std::size_t index = rails_.size();
         RailState& state = rails_.emplace_back();
         state.control = std::make_unique<RailControl>(*this, index);
         state.rail = std::make_unique<Rail>(index, *this, *transport, device);
+        state.rate = RailRate(device.bytes_per_second);
         const Status status =
             state.rail->open(*state.control, world_.make_memory_ops(), clock_, same_host_);
         if (!status.ok()) {
@@ -257,7 +294,8 @@ Status EngineImpl::open_rails(const Settings& settings, std::string* error) {
           rails_.pop_back();
           break;
         }
-        rail_names_.push_back({name, device.name, device.domain});
+        const Nearness rail_near = near[static_cast<std::size_t>(&device - devices.data())];
+        rail_names_.push_back({name, device.name, device.domain, rail_near});
       }
     }
   }
@@ -274,6 +312,13 @@ EngineImpl::~EngineImpl() {
   control_sleeping_.store(true);
   wake_control();
   if (control_thread_.joinable()) control_thread_.join();
+  if (registrar_thread_.joinable()) {
+    {
+      const Lock lock(mutex_);
+      registrar_.notify_all();
+    }
+    registrar_thread_.join();
+  }
   for (RailState& state : rails_) {
     if (state.rail) state.rail->stop_thread();
   }
@@ -460,6 +505,10 @@ void EngineImpl::visit_metrics(MetricVisitor& visitor) const {
     count("kvlane_rail_bytes_total", "Bytes moved by transfers of this engine.", state.bytes);
     count("kvlane_rail_pieces_total", "Pieces completed.", state.pieces);
     count("kvlane_rail_notes_total", "Notes received.", state.notes);
+    visitor.counter("kvlane_rail_registered_bytes_total", "Bytes of memory registered.", labels,
+                    static_cast<double>(state.registered_bytes.value()));
+    visitor.counter("kvlane_rail_registration_seconds_total", "Time that registering has taken.",
+                    labels, static_cast<double>(state.registration_ns.value()) / 1e9);
     by_code("kvlane_rail_piece_failures_total", "Pieces that ended with an error, by cause.",
             "cause", labels, Code::unavailable, state.failures);
     by_code("kvlane_rail_pairs_lost_total",
@@ -485,6 +534,7 @@ void EngineImpl::visit_metrics(MetricVisitor& visitor) const {
                   static_cast<double>(peers_left_.value()));
   peers_lost_.visit(visitor);
   peers_unreachable_.visit(visitor);
+  peers_degraded_.visit(visitor);
   rails_refused_.visit(visitor);
 }
 

@@ -24,6 +24,8 @@
 #include "transport/core/control_net.h"
 #include "transport/core/peer.h"
 #include "transport/core/rail.h"
+#include "transport/core/rail_rate.h"
+#include "transport/core/topology.h"
 #include "transport/core/transfer.h"
 
 namespace kvl {
@@ -82,11 +84,13 @@ class EngineImpl final : public Engine, public RailHost {
   struct RailState {
     std::unique_ptr<RailControl> control;
     std::unique_ptr<Rail> rail;
-    std::deque<PairName> ready;                         // pairs that may have pieces to post
-    std::atomic<bool> has_ready{false};                 // the list is not empty
-    bool blocked = false;                               // the Link said exhausted
+    std::deque<PairName> ready;          // pairs that may have pieces to post
+    std::atomic<bool> has_ready{false};  // the list is not empty
+    bool blocked = false;                // the Link said exhausted
+    RailRate rate;
     std::unordered_map<std::uint64_t, PairName> peers;  // by link peer
     Counter bytes, pieces, notes;
+    Counter registered_bytes, registration_ns;
     CountByCode failures;                   // pieces
     CountByCode pairs_lost, pairs_refused;  // that were up; that did not come up
   };
@@ -95,6 +99,7 @@ class EngineImpl final : public Engine, public RailHost {
     std::vector<MemoryId> ids;  // by rail; 0: this rail cannot
     std::uint32_t uses = 0;     // transfers in flight
     bool ready = false, dropping = false;
+    bool reserves_due = false;  // rails that are not near do not have it yet
   };
   // A life of a peer that may still write here after we let it go, and what to say when its process
   // has exited: one event for each time that it was lost.
@@ -151,6 +156,11 @@ class EngineImpl final : public Engine, public RailHost {
   void peer_timers(std::int64_t now_ns);
   void timer_at(std::int64_t at_ns) { next_timer_ns_ = std::min(next_timer_ns_, at_ns); }
   bool alive(PairName name, Peer*& peer, Pair*& pair);
+  // Of the rails that are up the best, by rank; INT32_MAX: none is.
+  static int best_rank(const Peer& peer);
+  void say_path(Peer& peer);
+  void watch_pairs(Peer& peer, std::int64_t now_ns);
+  bool could_end(const Peer& peer, const Pair& pair);
   static PairName name_of(const Peer& peer, const Pair& pair) {
     return {peer.id, static_cast<std::uint16_t>(&pair - peer.pairs.data()), pair.incarnation};
   }
@@ -173,6 +183,10 @@ class EngineImpl final : public Engine, public RailHost {
   void on_pair_up(PairName name);
 
   // engine_memory.cc
+  Result<MemoryId> register_with(std::size_t rail, const Memory& memory);
+  void register_near(const Memory& memory, std::vector<MemoryId>& ids, Status& last);
+  void register_reserves();
+  void export_to_all(std::uint64_t handle, std::size_t rail);
   void export_memory(Peer& peer, Pair& pair, std::uint64_t handle);
   void export_all(Peer& peer, Pair& pair);
   void on_memory_export(Peer& peer, const control::ExportMessage& message);
@@ -181,7 +195,11 @@ class EngineImpl final : public Engine, public RailHost {
   // engine_transfers.cc
   void on_batch(std::size_t rail, const Event& event);
   void on_note(std::size_t rail, const Event& event);
-  Status make_pieces(TransferState& transfer);
+  Status make_pieces(const Peer& peer, TransferState& transfer);
+  StripeLimits stripe_limits(const Peer& peer, const Transfer& request) const;
+  bool others_are_sooner(Peer& peer, std::uint16_t pair, TransferState& transfer,
+                         std::uint64_t bytes);
+  void piece_posted(Peer& peer, std::uint16_t pair, std::uint64_t bytes);
   void cancel_posted(const TransferState& transfer);
   void piece_ended(std::size_t rail, TransferState& transfer, std::uint32_t piece, Code code,
                    std::uint64_t bytes);
@@ -208,6 +226,7 @@ class EngineImpl final : public Engine, public RailHost {
   std::string address_;
   bool same_host_ = false;  // our listener is loopback
   std::vector<control::RailName> rail_names_;
+  Topology topology_;  // read where `near` asks for it
   std::vector<std::unique_ptr<Transport>> transports_;
   std::deque<RailState> rails_;
   std::vector<PathInfo> unusable_;  // transports without a device, or not allowed
@@ -219,6 +238,7 @@ class EngineImpl final : public Engine, public RailHost {
   SlotMap<MemoryState> memories_;
   SlotMap<TransferState> transfers_;
   std::vector<std::uint64_t> transfer_ids_;  // by slot, for tickets
+  std::int64_t exchange_ns_ = 0;             // the clock at the running exchange()
   std::vector<std::pair<ConnId, std::vector<std::byte>>> outbox_;
   std::vector<ConnId> hang_up_;
   std::deque<Unfenced> unfenced_;
@@ -237,6 +257,10 @@ class EngineImpl final : public Engine, public RailHost {
                                    "Peers that connect() has not led to in time, by cause.",
                                    {"cause"},
                                    {"peer"}};
+  BoundedCounts peers_degraded_{"kvlane_peers_degraded_total",
+                                "Peers whose bytes changed to a worse transport.",
+                                {"from", "to"},
+                                {"peer"}};
   BoundedCounts rails_refused_{"kvlane_rail_open_failures_total",
                                "Devices that could not be opened, by cause.",
                                {"transport", "cause"},
@@ -249,7 +273,10 @@ class EngineImpl final : public Engine, public RailHost {
   std::vector<ControlEvent> control_events_;
   std::vector<std::pair<ConnId, std::vector<std::byte>>> sending_;
   std::thread control_thread_;
-  std::mutex drive_mutex_;  // progress = caller: one driver at a time
+  std::thread registrar_thread_;  // where there are reserves
+  std::condition_variable registrar_;
+  std::uint64_t registering_ = 0;  // the memory that the registrar has in hand
+  std::mutex drive_mutex_;         // progress = caller: one driver at a time
   std::int64_t control_polled_ns_ = 0;
   std::atomic<bool> armed_{false};
 };

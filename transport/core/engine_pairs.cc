@@ -17,9 +17,10 @@
 namespace kvl {
 namespace {
 
+constexpr std::int64_t kMs = 1'000'000;
 constexpr std::size_t kReasonBytesMax = 256;  // of a peer's reason to close a pair
 
-// All pairs of rails of one transport and domain; the shorter side is used round robin.
+// All pairs of rails of one transport, domain and nearness; the shorter side is used round robin.
 template <typename Add>
 void for_each_pair(const std::vector<control::RailName>& dialer,
                    const std::vector<control::RailName>& listener, Add&& add) {
@@ -27,7 +28,8 @@ void for_each_pair(const std::vector<control::RailName>& dialer,
   for (std::size_t i = 0; i < dialer.size(); ++i) {
     if (seen[i]) continue;
     const auto same = [&](const control::RailName& other) {
-      return other.transport == dialer[i].transport && other.domain == dialer[i].domain;
+      return other.transport == dialer[i].transport && other.domain == dialer[i].domain &&
+             (other.nearness == 0) == (dialer[i].nearness == 0);
     };
     std::vector<std::uint16_t> ours, theirs;
     for (std::size_t k = i; k < dialer.size(); ++k) {
@@ -69,7 +71,9 @@ void EngineImpl::make_pairs(Peer& peer) {
     pair.dialer_rail = d;
     pair.listener_rail = l;
     pair.rail = peer.dialer ? d : l;
-    pair.rank = rails_[pair.rail].rail->transport().rank();
+    // A reserve comes after the near rails of its transport and before the next transport.
+    const bool near = rail_names_[pair.rail].nearness == 0;
+    pair.rank = rails_[pair.rail].rail->transport().rank() + (near ? 0 : 1);
     pair.backoff_ns = kPairBackoffNs;
     pair.incarnation = pair.remote_closed = newest;
     if (rails_[pair.rail].rail->device().fence == Fence::process_exit && !peer.process) {
@@ -98,6 +102,77 @@ std::optional<PeerSecurity> EngineImpl::security_of(const Peer& peer, const Pair
                       peer.keys->encrypt};
 }
 
+// A path can die without a word: a switch between, a queue that is stuck. While the peer is heard
+// and another path is up, one on which nothing ends is given up; its pieces go elsewhere.
+void EngineImpl::watch_pairs(Peer& peer, std::int64_t now_ns) {
+  const auto up = std::ranges::count(peer.pairs, Pair::State::up, &Pair::state);
+  const bool heard = now_ns - peer.heard_ns < 2 * config_.heartbeat_ms * kMs;
+  for (Pair& pair : peer.pairs) {
+    if (pair.state != Pair::State::up) continue;
+    const bool moved = pair.ended != pair.ended_before;
+    pair.ended_before = pair.ended;
+    if (up < 2 || !heard || moved || pair.inflight == 0 || !could_end(peer, pair)) {
+      pair.still_ns = 0;
+      continue;
+    }
+    if (pair.still_ns == 0) pair.still_ns = now_ns;
+    const RailRate& rate = rails_[pair.rail].rate;
+    const double due_ns = rate.bytes_per_ns() > 0 ? 4 * rate.finish_ns(0, 1) : 0;
+    const auto limit_ns = std::max(static_cast<double>(config_.rail_stall_ms * kMs), due_ns);
+    if (static_cast<double>(now_ns - pair.still_ns) < limit_ns) continue;
+    close_pair(peer, pair, Code::timed_out, "nothing moves there, and the peer is heard");
+  }
+}
+
+// Whether a piece on this pair waits for nothing but the path.
+bool EngineImpl::could_end(const Peer& peer, const Pair& pair) {
+  const auto index = static_cast<std::uint16_t>(&pair - peer.pairs.data());
+  return std::ranges::any_of(peer.transfers, [&](std::uint64_t id) {
+    const TransferState& transfer = *transfers_.find(id);
+    if (transfer.posted == 0 || !transfer.request.after.ready()) return false;
+    return std::ranges::any_of(transfer.pieces, [&](const Piece& piece) {
+      return piece.state == Piece::State::posted && piece.pair == index &&
+             piece.incarnation == pair.incarnation;
+    });
+  });
+}
+
+int EngineImpl::best_rank(const Peer& peer) {
+  int best = INT32_MAX;
+  for (const Pair& pair : peer.pairs) {
+    if (pair.state == Pair::State::up) best = std::min(best, pair.rank);
+  }
+  return best;
+}
+
+// Bytes that change to a worse transport are no failure, and everything is slower: that is said
+// loudly. Between the two nothing moves, which is not worth a word of its own.
+void EngineImpl::say_path(Peer& peer) {
+  const int best = best_rank(peer);
+  if (peer.state != Peer::State::up || best == INT32_MAX || best == peer.path_rank) return;
+  const auto pair = std::ranges::find_if(
+      peer.pairs, [best](const Pair& p) { return p.state == Pair::State::up && p.rank == best; });
+  const control::RailName& rail = rail_names_[pair->rail];
+  const std::string name = rail.transport + (rail.nearness == 0 ? "" : " (far from the memory)");
+  const bool worse = peer.path_rank != INT32_MAX && best > peer.path_rank;
+  if (worse) {
+    peers_degraded_.add({peer.path, name}, {peer.address});
+    log(LogLevel::warning, "peer.degraded",
+        {{"peer", peer.address},
+         {"code", to_string(Code::unavailable)},
+         {"from", peer.path},
+         {"to", name},
+         {"hint",
+          "every path of the better transport is lost; it is tried again. kvlane doctor PEER says "
+          "what is wrong there; require= makes transfers fail instead"}});
+  } else if (peer.path_rank != INT32_MAX) {
+    log(LogLevel::info, "peer.improved",
+        {{"peer", peer.address}, {"from", peer.path}, {"to", name}});
+  }
+  peer.path_rank = best;
+  peer.path = name;
+}
+
 // Creates our Link's peer. The dialer has no remote offer yet; the listener accepts it at once.
 void EngineImpl::open_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote_offer) {
   pair.state = Pair::State::opening;
@@ -106,7 +181,8 @@ void EngineImpl::open_pair(Peer& peer, Pair& pair, std::vector<std::byte> remote
   if (peer.dialer) ++pair.incarnation;
   // What an earlier attempt has under way ends on its own and does not count against this one.
   pair.inflight = 0;
-  pair.queued = false;
+  pair.queued = pair.deferred = false;
+  pair.still_ns = 0;
   const PairName name = name_of(peer, pair);
   const PeerRole role = peer.dialer ? PeerRole::active : PeerRole::passive;
   ++peer.links_open;
@@ -275,6 +351,7 @@ void EngineImpl::stop_using(Peer& peer, Pair& pair, Code code, std::string reaso
          {"why", pair.reason},
          {"hint", remedy(code)}});
   }
+  say_path(peer);
   const PairName name = name_of(peer, pair);
   for (auto& [handle, memory] : peer.memories) {
     if (name.pair < memory.ways.size()) memory.ways[name.pair] = {};
@@ -323,6 +400,7 @@ void EngineImpl::on_pair_up(PairName name) {
   pair->backoff_ns = kPairBackoffNs;
   ++peer->version;
   check_up(*peer);
+  say_path(*peer);
   kick(*peer);
 }
 

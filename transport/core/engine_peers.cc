@@ -84,10 +84,7 @@ Result<PeerInfo> EngineImpl::describe(PeerHandle handle) const {
                 peer->keys.has_value(),
                 peer->keys.has_value() && peer->keys->encrypt,
                 {}};
-  int best = INT32_MAX;
-  for (const Pair& pair : peer->pairs) {
-    if (pair.state == Pair::State::up) best = std::min(best, pair.rank);
-  }
+  const int best = best_rank(*peer);
   std::vector<const Pair*> pairs;
   for (const Pair& pair : peer->pairs) pairs.push_back(&pair);
   std::stable_sort(pairs.begin(), pairs.end(),
@@ -329,6 +326,8 @@ void EngineImpl::announce(Peer& peer) {
   peer.state = Peer::State::up;
   peer.announced = true;
   peer.notice_ns = INT64_MAX;
+  peer.path_rank = INT32_MAX;
+  say_path(peer);
   peer.backoff_ns = config_.reconnect_ms * kMs;
   timer_at(clock_.now_ns() + config_.heartbeat_ms * kMs);
   wake_control();
@@ -524,6 +523,7 @@ void EngineImpl::peer_timers(std::int64_t now_ns) {
     if (now_ns - peer.sent_ns >= config_.heartbeat_ms * kMs) {
       queue_message(peer, control::encode(control::Type::heartbeat));
     }
+    watch_pairs(peer, now_ns);
     timer_at(std::min(peer.sent_ns + config_.heartbeat_ms * kMs,
                       peer.heard_ns + config_.peer_timeout_ms * kMs));
     if (!peer.dialer) return;

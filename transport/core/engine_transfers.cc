@@ -4,6 +4,7 @@
 // same), but the transfer does not end as ok before the other side has proven that the lost rail is
 // closed. What cannot be proven is reported as quarantined.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "kvl/failure.h"
@@ -15,6 +16,7 @@ namespace {
 
 constexpr std::int64_t kMs = 1'000'000;
 constexpr std::int64_t kTimeoutGraceNs = 500 * kMs;
+constexpr std::ptrdiff_t kPiecesPerRail = 4;
 constexpr std::size_t kLateProofsMax = 4096;  // of a peer; beyond, only its end proves
 constexpr std::uint32_t kPieceBits = 24, kSlotBits = 16, kGenerationBits = 24;
 
@@ -63,7 +65,7 @@ Result<TransferId> EngineImpl::submit(const Transfer& request) {
   transfer->request = request;
   transfer->locals.assign(request.locals.begin(), request.locals.end());
   transfer->remotes.assign(request.remotes.begin(), request.remotes.end());
-  if (const Status status = make_pieces(*transfer); !status.ok()) {
+  if (const Status status = make_pieces(*peer, *transfer); !status.ok()) {
     transfers_.erase(id);
     return status;
   }
@@ -90,7 +92,25 @@ Result<TransferId> EngineImpl::submit(const Transfer& request) {
   return TransferId{id};
 }
 
-Status EngineImpl::make_pieces(TransferState& transfer) {
+// Over several rails a transfer is cut into a few pieces for each, so that all of them work on it and
+// end at about the same time, but not into pieces that are not worth a rail of their own.
+StripeLimits EngineImpl::stripe_limits(const Peer& peer, const Transfer& request) const {
+  StripeLimits limits{static_cast<std::uint64_t>(config_.piece_bytes),
+                      static_cast<std::uint32_t>(config_.piece_runs)};
+  const int best = best_rank(peer);
+  const auto rails = std::ranges::count_if(peer.pairs, [best](const Pair& pair) {
+    return pair.state == Pair::State::up && pair.rank == best;
+  });
+  if (rails < 2) return limits;
+  std::uint64_t total = 0;
+  for (const PageOp& op : request.ops) total += op.total_bytes();
+  const std::uint64_t share = total / static_cast<std::uint64_t>(rails * kPiecesPerRail) + 1;
+  const auto least = static_cast<std::uint64_t>(config_.stripe_bytes);
+  limits.piece_bytes = std::min(limits.piece_bytes, std::max(share, least));
+  return limits;
+}
+
+Status EngineImpl::make_pieces(const Peer& peer, TransferState& transfer) {
   const Transfer& request = transfer.request;
   for (const PageOp& op : request.ops) {
     if (op.bytes == 0 || op.count == 0 || op.local_region >= request.locals.size() ||
@@ -98,13 +118,11 @@ Status EngineImpl::make_pieces(TransferState& transfer) {
       return {Code::invalid_argument, "page op: bytes, count or region"};
     }
   }
-  cut(request.ops,
-      {static_cast<std::uint64_t>(config_.piece_bytes),
-       static_cast<std::uint32_t>(config_.piece_runs)},
-      transfer.ranges);
+  cut(request.ops, stripe_limits(peer, request), transfer.ranges);
   transfer.pieces.resize(transfer.ranges.size());
   for (std::size_t i = 0; i < transfer.ranges.size(); ++i) {
     transfer.pieces[i] = Piece{transfer.ranges[i], Piece::State::queued, 0, 0};
+    transfer.unposted_bytes += transfer.ranges[i].bytes;
   }
   // One piece carries the note itself; several are followed by a note on its own.
   transfer.note_apart = !request.note.empty() && transfer.pieces.size() != 1;
@@ -142,6 +160,8 @@ std::size_t EngineImpl::exchange(std::size_t index, std::span<const Event> event
                                  std::span<Post> posts) {
   RailState& rail = rails_[index];
   const Lock lock(mutex_);
+  // One rail needs no rates: there is nothing to choose.
+  if (rails_.size() > 1) exchange_ns_ = clock_.now_ns();
   for (const Event& event : events) {
     switch (event.kind) {
       case Event::Kind::batch:
@@ -160,6 +180,7 @@ std::size_t EngineImpl::exchange(std::size_t index, std::span<const Event> event
         break;
     }
   }
+  rail.rate.settle(exchange_ns_);
   rail.blocked = false;
   std::size_t count = 0;
   // Each pair that is ready now gets its turn once; those with more work queue again.
@@ -274,20 +295,22 @@ bool EngineImpl::next_post(Peer& peer, std::uint16_t index, Post& post) {
         (rail_bit(pair.rail) & transfer.avoid) != 0 || !fill_table(peer, index, transfer)) {
       continue;
     }
-    std::uint32_t number = transfer.next;
+    const std::uint32_t number = transfer.again.empty() ? transfer.next : transfer.again.back();
+    Piece& piece = transfer.pieces[number];
+    if (others_are_sooner(peer, index, transfer, piece.range.bytes)) continue;
     if (transfer.again.empty()) {
       ++transfer.next;
     } else {
-      number = transfer.again.back();
       transfer.again.pop_back();
     }
-    Piece& piece = transfer.pieces[number];
     piece.state = Piece::State::posted;
     piece.pair = index;
     piece.incarnation = pair.incarnation;
     transfer.rails |= rail_bit(pair.rail);
     ++transfer.posted;
     ++pair.inflight;
+    transfer.unposted_bytes -= piece.range.bytes;
+    piece_posted(peer, index, piece.range.bytes);
     const RegionTable& table = transfer.tables[index];
     const bool is_note = number == transfer.note_index();
     const bool with_note = transfer.note_bytes > 0 && (is_note || !transfer.note_apart);
@@ -309,6 +332,57 @@ bool EngineImpl::next_post(Peer& peer, std::uint16_t index, Post& post) {
   return false;
 }
 
+// Whether the other rails that are as good would be done with the whole transfer before this one is
+// with the piece: a slow rail must not be what a transfer waits for in the end. Of all rails the
+// one that is soonest done with the piece never leaves it.
+bool EngineImpl::others_are_sooner(Peer& peer, std::uint16_t index, TransferState& transfer,
+                                   std::uint64_t bytes) {
+  if (rails_.size() < 2 || bytes == 0) return false;
+  const auto usable = [&](std::uint16_t i) {
+    const Pair& pair = peer.pairs[i];
+    return pair.state == Pair::State::up && pair.rank == transfer.rank &&
+           (rail_bit(pair.rail) & transfer.avoid) == 0;
+  };
+  double unknown = 0;  // of a rail that has moved nothing: as fast as the fastest
+  for (std::uint16_t i = 0; i < peer.pairs.size(); ++i) {
+    if (usable(i)) unknown = std::max(unknown, rails_[peer.pairs[i].rail].rate.bytes_per_ns());
+  }
+  if (unknown == 0) unknown = 1;
+  Pair& mine = peer.pairs[index];
+  double work = static_cast<double>(transfer.unposted_bytes), rate = 0, soonest = INFINITY;
+  std::uint16_t soonest_pair = index;
+  for (std::uint16_t i = 0; i < peer.pairs.size(); ++i) {
+    const Pair& pair = peer.pairs[i];
+    if (i == index || pair.rail == mine.rail || !usable(i) || !fill_table(peer, i, transfer)) {
+      continue;
+    }
+    const RailRate& other = rails_[pair.rail].rate;
+    work += static_cast<double>(other.loaded());
+    rate += other.bytes_per_ns() > 0 ? other.bytes_per_ns() : unknown;
+    const double finish_ns = other.finish_ns(bytes, unknown);
+    if (finish_ns < soonest) soonest_pair = i;
+    soonest = std::min(soonest, finish_ns);
+  }
+  if (soonest_pair == index) return false;
+  const double here = rails_[mine.rail].rate.finish_ns(bytes, unknown);
+  if (here <= std::max(soonest, work / rate)) return false;
+  mine.deferred = true;
+  kick_pair(peer, soonest_pair);
+  return true;
+}
+
+// The rail has more to do now: those that left it the piece may be the sooner ones for the next.
+void EngineImpl::piece_posted(Peer& peer, std::uint16_t index, std::uint64_t bytes) {
+  if (rails_.size() < 2) return;
+  rails_[peer.pairs[index].rail].rate.posted(bytes, exchange_ns_);
+  for (std::uint16_t i = 0; i < peer.pairs.size(); ++i) {
+    Pair& pair = peer.pairs[i];
+    if (i == index || !pair.deferred) continue;
+    pair.deferred = false;
+    if (pair.state == Pair::State::up) kick_pair(peer, i);
+  }
+}
+
 void EngineImpl::post_failed(std::size_t rail, const Post& post, Status status) {
   const Lock lock(mutex_);
   TransferState* const transfer = transfers_.find(post.transfer);
@@ -319,6 +393,8 @@ void EngineImpl::post_failed(std::size_t rail, const Post& post, Status status) 
                     peer->pairs[piece.pair].incarnation == piece.incarnation;
   const bool up = same && peer->pairs[piece.pair].state == Pair::State::up;
   --transfer->posted;
+  transfer->unposted_bytes += piece.range.bytes;
+  rails_[rail].rate.ended(piece.range.bytes, 0);
   piece.state = Piece::State::queued;
   if (same) --peer->pairs[piece.pair].inflight;
   if (status.code() == Code::exhausted) rails_[rail].blocked = true;
@@ -367,14 +443,19 @@ void EngineImpl::piece_ended(std::size_t rail, TransferState& transfer, std::uin
   Pair* pair = nullptr;
   if (peer != nullptr && piece.pair < peer->pairs.size()) pair = &peer->pairs[piece.pair];
   const bool same = pair != nullptr && pair->incarnation == piece.incarnation;
-  if (same) --pair->inflight;
+  if (same) {
+    --pair->inflight;
+    ++pair->ended;
+  }
   --transfer.posted;
+  rails_[rail].rate.ended(piece.range.bytes, code == Code::ok ? piece.range.bytes : 0);
   if (code == Code::ok) {
     piece.state = Piece::State::done;
     ++transfer.done;
     transfer.bytes_done += piece.range.bytes;
   } else {
     piece.state = Piece::State::queued;
+    transfer.unposted_bytes += piece.range.bytes;
     if (transfer.ending) transfer.bytes_done += bytes;
     const bool cancelled = code == Code::aborted && same && pair->state == Pair::State::up;
     const bool lost = code == Code::peer_lost || (code == Code::aborted && !cancelled);

@@ -33,6 +33,7 @@ std::vector<std::byte> encode(const Hello& hello) {
   for (const RailName& rail : hello.rails) {
     out.text(rail.transport).text(rail.device).text(rail.domain);
   }
+  for (const RailName& rail : hello.rails) out.put(rail.nearness);
   return out.take();
 }
 
@@ -58,6 +59,10 @@ Result<Hello> decode_hello(std::span<const std::byte> body) {
     rail.device = in.text(kNameBytesMax);
     rail.domain = in.text(kNameBytesMax);
     hello.rails.push_back(std::move(rail));
+  }
+  // Absent: all are near.
+  if (!in.finished()) {
+    for (RailName& rail : hello.rails) rail.nearness = in.get<std::uint8_t>();
   }
   if (!in.finished()) return kMalformed;
   return hello;

@@ -33,6 +33,7 @@ enum class Type : std::uint8_t {
 
 struct RailName {
   std::string transport, device, domain;
+  std::uint8_t nearness = 0;  // to the sender's memory: 0 first choice, else a reserve
 };
 struct Hello {
   EngineId id{};

@@ -37,10 +37,14 @@ struct Pair {
   std::uint32_t remote_closed = 0;  // newest incarnation that the peer has proven closed
   PeerId link_peer;                 // 0: the Link has none
   std::uint32_t inflight = 0;
-  bool queued = false;    // in its rail's ready list
-  bool resolved = false;  // has been up or refused once
-  bool on_rail = false;   // our Link is just opening it
-  bool fenced = true;     // our Link has shut the peer out of the last incarnation
+  bool queued = false;             // in its rail's ready list
+  bool deferred = false;           // left a piece to a rail that would be sooner done with it
+  bool resolved = false;           // has been up or refused once
+  bool on_rail = false;            // our Link is just opening it
+  bool fenced = true;              // our Link has shut the peer out of the last incarnation
+  std::uint32_t ended = 0;         // pieces, since it came up
+  std::uint32_t ended_before = 0;  // … when it was last looked at
+  std::int64_t still_ns = 0;       // since when none has ended though one could; 0: one has
   std::int64_t retry_ns = 0;
   std::int64_t backoff_ns = 0;
   Code code = Code::ok;  // why it is not up
@@ -122,6 +126,8 @@ struct Peer {
   std::int64_t retry_ns = 0, backoff_ns = 0;
   std::int64_t notice_ns = INT64_MAX;  // when the user hears that connect() has not worked
   std::uint32_t links_open = 0;        // link peers that exist
+  int path_rank = INT32_MAX;           // of the best transport while up, as it was last told
+  std::string path;                    // … and its name
 };
 
 }  // namespace kvl

@@ -21,8 +21,9 @@ struct StripeLimits {
   std::uint32_t piece_runs = 256;        // > 0
 };
 
-// Every byte of every op is in exactly one piece; pieces are in order. Ops must have bytes and
-// count > 0. Appends to `pieces`.
+// Every byte of every op is in exactly one piece; pieces are in order. A page of a strided run that
+// fits into a piece is never cut: one rail carries it. Ops must have bytes and count > 0. Appends
+// to `pieces`.
 void cut(std::span<const PageOp> ops, const StripeLimits& limits, std::vector<PieceRange>& pieces);
 
 }  // namespace kvl

@@ -61,15 +61,33 @@ class TopologyReader {
       TopologyDevice device;
       if (os->name == nullptr || !kind_of(os, device.kind)) continue;
       device.name = os->name;
-      place(os, out.numa_nodes_, device);
+      place(os->parent, out.numa_nodes_, device);
       out.devices_.push_back(std::move(device));
     }
+    add_unnamed_gpus(topology, out);
     return out;
   }
 
  private:
-  static void place(hwloc_obj_t os, int numa_nodes, TopologyDevice& device) {
-    hwloc_obj_t at = os->parent;
+  // hwloc gives "cuda0" only where its plugin for CUDA is installed; the PCI device is always
+  // there.
+  static void add_unnamed_gpus(hwloc_topology_t topology, Topology& out) {
+    for (hwloc_obj_t pci = hwloc_get_next_pcidev(topology, nullptr); pci != nullptr;
+         pci = hwloc_get_next_pcidev(topology, pci)) {
+      if (pci->attr->pcidev.class_id >> 8 != kDisplayClass) continue;
+      TopologyDevice device;
+      device.kind = TopologyDevice::Kind::gpu;
+      place(pci, out.numa_nodes_, device);
+      device.name = device.pci;
+      const bool named = std::ranges::any_of(out.devices_, [&](const TopologyDevice& known) {
+        return known.kind == TopologyDevice::Kind::gpu && known.pci == device.pci;
+      });
+      if (!named) out.devices_.push_back(std::move(device));
+    }
+  }
+  static constexpr unsigned kDisplayClass = 0x03;  // PCI base class of display controllers
+
+  static void place(hwloc_obj_t at, int numa_nodes, TopologyDevice& device) {
     for (; at != nullptr && hwloc_obj_type_is_io(at->type); at = at->parent) {
       if (at->type == HWLOC_OBJ_PCI_DEVICE && device.pci.empty()) {
         const auto& pci = at->attr->pcidev;

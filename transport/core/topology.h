@@ -11,7 +11,8 @@ namespace kvl {
 
 struct TopologyDevice {
   enum class Kind : unsigned char { network, fabric, gpu };
-  std::string name;  // "eth0", "rdmap16s27", "cuda0"
+  std::string
+      name;  // "eth0", "rdmap16s27", "cuda0"; of a GPU that hwloc cannot name its PCI address
   Kind kind = Kind::network;
   std::string pci;             // "0000:10:1b.0"; "" where there is none (loopback)
   int numa_node = -1;          // -1: the same for all

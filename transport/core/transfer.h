@@ -51,7 +51,8 @@ struct TransferState {
   std::vector<std::uint32_t> again;  // pieces to post again
   std::uint32_t retries = 0;
   std::uint64_t bytes_done = 0;
-  std::vector<PieceRange> ranges;  // scratch of cut()
+  std::uint64_t unposted_bytes = 0;  // of the pieces that no rail has
+  std::vector<PieceRange> ranges;    // scratch of cut()
   std::vector<Piece> pieces;
   std::vector<RegionTable> tables;  // by pair index
   std::vector<Unproven> unproven;
@@ -68,7 +69,7 @@ struct TransferState {
     code = Code::ok;
     ending = note_apart = pairs_closed = quarantined = proof_late = peer_gone = false;
     done = posted = next = retries = 0;
-    bytes_done = 0;
+    bytes_done = unposted_bytes = 0;
     rank_version = 0;
     rank = -1;
     avoid = rails = 0;

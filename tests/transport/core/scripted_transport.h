@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <string>
@@ -122,43 +123,58 @@ class ScriptedLink final : public Link {
   }
 
   const Device device_;
-  std::uint64_t ids_ = 0;
+  std::atomic<std::uint64_t> ids_{0};  // memory is added by other threads, too
   std::vector<PeerId> peers_, closing_;
   std::deque<Posted> posted_;
   std::vector<Posted> lost_;
   std::deque<Event> events_;
 };
 
+// The devices of one scripted transport.
+struct ScriptedDevices {
+  std::string transport = "scripted";
+  int rank = 50;
+  Fence fence = Fence::immediate;
+  std::vector<std::string> names;
+  std::string domain;  // of all of them; "": each its own, so that a rail is joined with its like
+
+  static ScriptedDevices alike(std::size_t count, Fence fence) {
+    ScriptedDevices devices;
+    devices.fence = fence;
+    for (std::size_t i = 0; i < count; ++i) devices.names.push_back("scripted" + std::to_string(i));
+    return devices;
+  }
+};
+
 class ScriptedTransport final : public Transport {
  public:
-  ScriptedTransport(std::size_t devices, Fence fence) : devices_(devices), fence_(fence) {}
+  // Links are appended to `links` as they are opened; they live as long as the engine.
+  ScriptedTransport(ScriptedDevices devices, std::vector<ScriptedLink*>* links)
+      : devices_(std::move(devices)), links_(links) {}
 
-  std::string_view name() const override { return "scripted"; }
-  int rank() const override { return 50; }
+  std::string_view name() const override { return devices_.transport; }
+  int rank() const override { return devices_.rank; }
   std::vector<Device> devices() override {
-    std::vector<Device> all(devices_);
-    for (std::size_t i = 0; i < devices_; ++i) {
-      all[i].name = "scripted" + std::to_string(i);
-      // A domain each, so that a rail is joined with its like only.
-      all[i].domain = all[i].name;
-      all[i].caps = Cap::write | Cap::read | Cap::notify | Cap::host_memory;
-      all[i].fence = fence_;
+    std::vector<Device> all;
+    for (const std::string& name : devices_.names) {
+      Device& device = all.emplace_back();
+      device.name = name;
+      device.domain = devices_.domain.empty() ? name : devices_.domain;
+      device.caps = Cap::write | Cap::read | Cap::notify | Cap::host_memory;
+      device.fence = devices_.fence;
     }
     return all;
   }
   std::string why_unusable() override { return {}; }
   Result<std::unique_ptr<Link>> open(const Device& device, const LinkContext&) override {
     auto link = std::make_unique<ScriptedLink>(device);
-    links_.push_back(link.get());
+    links_->push_back(link.get());
     return std::unique_ptr<Link>(std::move(link));
   }
-  // In the order of the engine's rails. They live as long as the engine.
-  ScriptedLink& link(std::size_t index) { return *links_[index]; }
 
  private:
-  const std::size_t devices_;
-  const Fence fence_;
-  std::vector<ScriptedLink*> links_;
+  const ScriptedDevices devices_;
+  std::vector<ScriptedLink*>* const links_;
 };
 
 }  // namespace kvl::test

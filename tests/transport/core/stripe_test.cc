@@ -59,6 +59,24 @@ TEST(Stripe, CoversEveryByteOnceWithinTheLimits) {
   }
 }
 
+TEST(Stripe, PagesThatFitArePiecesOfOneRail) {
+  // Strided pages of 3000 bytes, a contiguous run, pages that are larger than a piece.
+  std::vector<PageOp> ops(3);
+  ops[0].bytes = 3000, ops[0].count = 10;
+  ops[1].bytes = 9000, ops[1].count = 1;
+  ops[2].bytes = 20000, ops[2].count = 2;
+  std::vector<PieceRange> pieces;
+  cut(ops, {8192, 40}, pieces);
+  ASSERT_NO_FATAL_FAILURE(expect_exact_cover(ops, pieces));
+  bool cut_large = false;
+  for (const PieceRange& piece : pieces) {
+    EXPECT_TRUE(piece.op_begin != 0 || piece.begin % 3000 == 0);
+    EXPECT_TRUE(piece.op_begin + piece.op_count != 1 || piece.end % 3000 == 0);
+    cut_large |= piece.op_begin == 2 && piece.begin % 20000 != 0;
+  }
+  EXPECT_TRUE(cut_large);
+}
+
 TEST(Stripe, NothingMakesNoPiece) {
   std::vector<PieceRange> pieces;
   cut({}, {}, pieces);

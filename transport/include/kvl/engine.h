@@ -59,6 +59,11 @@ struct EngineConfig {
   std::int64_t rails_per_device = 1;
   std::int64_t piece_bytes = 4 << 20;
   std::int64_t piece_runs = 256;
+  std::int64_t stripe_bytes = 512 << 10;
+  std::int64_t rail_stall_ms = 1000;  // a path that stands still is given up, if there is another
+  std::string near;                   // what the memory is near to; "": everything
+  std::string topology_file;          // "": this host as it is
+  std::int64_t register_threads = 4;  // for large memory
   std::int64_t pieces_inflight = 8;   // per rail and peer
   std::int64_t transfers_max = 4096;  // in flight; submit answers exhausted beyond
   std::int64_t peers_max = 4096;
@@ -170,7 +175,8 @@ class Engine {
   virtual std::uint64_t epoch() const = 0;  // grows with every start of a process on this host
   virtual std::vector<RailInfo> rails() const = 0;  // those that are open; they stay
 
-  // Registers with every rail and tells every peer. The memory must stay mapped until deregistered.
+  // Registers with every near rail (with reserves after return, EngineConfig::near) and tells every
+  // peer. The memory must stay mapped until deregistered.
   virtual Result<MemoryHandle> register_memory(const Memory&) = 0;
   // exhausted while a transfer of ours uses it. After return no peer can reach it.
   virtual Status deregister_memory(MemoryHandle) = 0;
