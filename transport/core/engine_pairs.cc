@@ -18,6 +18,7 @@ namespace kvl {
 namespace {
 
 constexpr std::int64_t kMs = 1'000'000;
+constexpr std::int64_t kWorseNs = 500 * kMs;  // a worse path for so long is worth a warning
 constexpr std::size_t kReasonBytesMax = 256;  // of a peer's reason to close a pair
 
 // All pairs of rails of one transport, domain and nearness; the shorter side is used round robin.
@@ -146,16 +147,26 @@ int EngineImpl::best_rank(const Peer& peer) {
 }
 
 // Bytes that change to a worse transport are no failure, and everything is slower: that is said
-// loudly. Between the two nothing moves, which is not worth a word of its own.
+// loudly, once it has lasted. A peer that leaves closes its paths one after the other, and a path
+// that only broke is soon there again.
 void EngineImpl::say_path(Peer& peer) {
   const int best = best_rank(peer);
-  if (peer.state != Peer::State::up || best == INT32_MAX || best == peer.path_rank) return;
+  if (peer.state != Peer::State::up || best == INT32_MAX) return;
+  const std::int64_t now_ns = clock_.now_ns();
+  if (best <= peer.path_rank) {
+    peer.worse_ns = 0;
+  } else if (peer.worse_ns == 0) {
+    peer.worse_ns = now_ns;
+  }
+  if (best == peer.path_rank) return;
+  if (best > peer.path_rank && now_ns - peer.worse_ns < kWorseNs) {
+    return timer_at(peer.worse_ns + kWorseNs);
+  }
   const auto pair = std::ranges::find_if(
       peer.pairs, [best](const Pair& p) { return p.state == Pair::State::up && p.rank == best; });
   const control::RailName& rail = rail_names_[pair->rail];
   const std::string name = rail.transport + (rail.nearness == 0 ? "" : " (far from the memory)");
-  const bool worse = peer.path_rank != INT32_MAX && best > peer.path_rank;
-  if (worse) {
+  if (best > peer.path_rank) {
     peers_degraded_.add({peer.path, name}, {peer.address});
     log(LogLevel::warning, "peer.degraded",
         {{"peer", peer.address},
@@ -171,6 +182,7 @@ void EngineImpl::say_path(Peer& peer) {
   }
   peer.path_rank = best;
   peer.path = name;
+  peer.worse_ns = 0;
 }
 
 // Creates our Link's peer. The dialer has no remote offer yet; the listener accepts it at once.

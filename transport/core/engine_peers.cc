@@ -327,6 +327,7 @@ void EngineImpl::announce(Peer& peer) {
   peer.announced = true;
   peer.notice_ns = INT64_MAX;
   peer.path_rank = INT32_MAX;
+  peer.worse_ns = 0;
   say_path(peer);
   peer.backoff_ns = config_.reconnect_ms * kMs;
   timer_at(clock_.now_ns() + config_.heartbeat_ms * kMs);
@@ -524,6 +525,7 @@ void EngineImpl::peer_timers(std::int64_t now_ns) {
       queue_message(peer, control::encode(control::Type::heartbeat));
     }
     watch_pairs(peer, now_ns);
+    say_path(peer);
     timer_at(std::min(peer.sent_ns + config_.heartbeat_ms * kMs,
                       peer.heard_ns + config_.peer_timeout_ms * kMs));
     if (!peer.dialer) return;

@@ -92,8 +92,8 @@ Result<TransferId> EngineImpl::submit(const Transfer& request) {
   return TransferId{id};
 }
 
-// Over several rails a transfer is cut into a few pieces for each, so that all of them work on it and
-// end at about the same time, but not into pieces that are not worth a rail of their own.
+// Over several rails a transfer is cut into a few pieces for each, so that all of them work on it
+// and end at about the same time, but not into pieces that are not worth a rail of their own.
 StripeLimits EngineImpl::stripe_limits(const Peer& peer, const Transfer& request) const {
   StripeLimits limits{static_cast<std::uint64_t>(config_.piece_bytes),
                       static_cast<std::uint32_t>(config_.piece_runs)};

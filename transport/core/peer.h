@@ -128,6 +128,7 @@ struct Peer {
   std::uint32_t links_open = 0;        // link peers that exist
   int path_rank = INT32_MAX;           // of the best transport while up, as it was last told
   std::string path;                    // … and its name
+  std::int64_t worse_ns = 0;           // since when only worse ones are up; 0: they are not
 };
 
 }  // namespace kvl

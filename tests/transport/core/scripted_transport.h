@@ -20,6 +20,7 @@ class ScriptedLink final : public Link {
 
   // --- the script
   bool hold_closed = false;   // peer_down of a closed peer waits for let_go()
+  bool refuse_peers = false;  // no peer can be opened
   bool hold_batches = false;  // batches of a lost peer end with end_lost(), after its peer_down
 
   std::size_t posted() const { return posted_.size(); }
@@ -43,7 +44,10 @@ class ScriptedLink final : public Link {
 
   // --- Link
   const Device& device() const override { return device_; }
-  Result<PeerId> open_peer(PeerRole) override { return PeerId{++ids_}; }
+  Result<PeerId> open_peer(PeerRole) override {
+    if (refuse_peers) return Status{Code::unavailable, "as the test says"};
+    return PeerId{++ids_};
+  }
   Result<Blob> offer(PeerId) override { return Blob(1); }
   Status accept(PeerId peer, std::span<const std::byte>) override {
     peers_.push_back(peer);
