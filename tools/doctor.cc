@@ -2,12 +2,14 @@
 // host, and what a failure means.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 
 #include "bench/support/output.h"
 #include "kvl/engine.h"
 #include "kvl/failure.h"
-#include "tools/doctor_checks.h"
+#include "tools/doctor/checks.h"
+#include "tools/doctor/rate.h"
 #include "tools/program.h"
 #include "tools/security_report.h"
 
@@ -20,6 +22,7 @@ using bench::Row;
 struct Flags {
   std::string address, require, explain;
   bool json = false;
+  double seconds = 1;
   SettingFlags settings;
 };
 
@@ -46,6 +49,14 @@ Status await_peer(Engine& here, Engine* there, PeerHandle peer, std::int64_t tim
   return {Code::timed_out, "no path to the peer within connect_timeout_ms"};
 }
 
+// What the codes of a path cannot say.
+std::string path_remedy(const PathInfo& path) {
+  const bool silent = path.reason.find(to_string(Code::timed_out)) != std::string::npos;
+  if (path.in_use || path.transport != "libfabric" || !silent) return "";
+  return " (an EFA that hears nothing: the security group must let all traffic from and to itself "
+         "pass, both ways, and both hosts be in one subnet)";
+}
+
 // "tcp: because shm is not in one domain, …" or why there is nothing.
 std::string verdict(const PeerInfo& peer, const Status& status) {
   std::string used, reserve;
@@ -54,7 +65,7 @@ std::string verdict(const PeerInfo& peer, const Status& status) {
     if (path.in_use) {
       used += (used.empty() ? "" : " + ") + name;
     } else if (used.empty()) {
-      reserve += (reserve.empty() ? "" : "; ") + name + ": " + path.reason;
+      reserve += (reserve.empty() ? "" : "; ") + name + ": " + path.reason + path_remedy(path);
     }
   }
   if (!status.ok()) {
@@ -92,7 +103,8 @@ std::string protection(const PeerInfo& peer) {
 }
 
 void print(const Flags& flags, const SecurityReport& security, const std::string& own,
-           const PeerInfo& peer, const Status& status, const std::vector<Check>& checks) {
+           const PeerInfo& peer, const Status& status, const std::vector<Check>& checks,
+           double gb_per_s) {
   const std::string text = verdict(peer, status);
   if (flags.json) {
     std::string paths, used;
@@ -107,7 +119,7 @@ void print(const Flags& flags, const SecurityReport& security, const std::string
     Row row;
     row.set("here", own).set("peer", peer.address).set("up", status.ok());
     row.set("transport", used.empty() ? bench::Value() : bench::Value(used));
-    row.set("verdict", text);
+    row.set("verdict", text).set("gb_per_s", gb_per_s);
     row.set("remedy", std::string(status.ok() ? "" : remedy(status.code())));
     row.set("authenticated", peer.authenticated).set("encrypted", peer.encrypted);
     row.set("secret", security.authentication);
@@ -120,14 +132,14 @@ void print(const Flags& flags, const SecurityReport& security, const std::string
   std::printf("%s <-> %s\n", own.c_str(), peer.address.c_str());
   for (const PathInfo& path : peer.paths) {
     std::printf("  %-10s %-12s %s\n", path.transport.c_str(), path.device.c_str(),
-                path.in_use ? "used" : ("not used: " + path.reason).c_str());
+                path.in_use ? "used" : ("not used: " + path.reason + path_remedy(path)).c_str());
   }
   std::printf("  protected by: %s\n", protection(peer).c_str());
   std::printf("  peers must know: %s; encryption: %s\n", security.authentication.c_str(),
               security.encryption.c_str());
   std::printf("%s\n", text.c_str());
   if (!status.ok()) std::printf("what to do: %s\n", std::string(remedy(status.code())).c_str());
-  std::puts("this host");
+  std::puts(flags.address.empty() ? "this host" : "this host, and the path");
   print_checks(checks);
 }
 
@@ -182,8 +194,12 @@ void examine(Program& program, const Flags& flags) {
       await_peer(**here, there.get(), *peer, config.connect_timeout_ms + kMarginMs);
   const auto info = (*here)->describe(*peer);
   if (!info.ok()) return program.fail(info.status().to_string());
-  const std::vector<Check> checks = check_host(*loaded);
-  print(flags, report_security(*loaded), (*here)->address(), *info, status, checks);
+  std::vector<Check> checks = check_host(*loaded);
+  double gb_per_s = NAN;
+  if (status.ok() && !flags.address.empty() && flags.seconds > 0) {
+    checks.push_back(check_rate(*loaded, address, flags.seconds, &gb_per_s));
+  }
+  print(flags, report_security(*loaded), (*here)->address(), *info, status, checks, gb_per_s);
   const bool problem = std::ranges::any_of(
       checks, [](const Check& check) { return check.state == Check::State::problem; });
   if (!status.ok() || problem) program.exit_status = 1;
@@ -210,6 +226,11 @@ void add_doctor(CLI::App& app, Program& program) {
       ->type_name("T");
   command->add_option("--explain", flags->explain, "CODE of a failure, as logs and metrics name it")
       ->type_name("CODE");
+  command
+      ->add_option("--seconds", flags->seconds,
+                   "measure the path to a `kvlane bench --serve` that long; 0: do not")
+      ->check(number_between(0, 3600))
+      ->capture_default_str();
   command->add_flag("--json", flags->json, "one JSON object");
   std::vector<Setting> rows = engine_settings();
   for (const Setting& row : transport_settings()) rows.push_back(row);

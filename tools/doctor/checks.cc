@@ -1,5 +1,5 @@
 // One function per check; each names what it found and what to do.
-#include "tools/doctor_checks.h"
+#include "tools/doctor/checks.h"
 
 #include <sys/resource.h>
 #include <unistd.h>
@@ -11,6 +11,7 @@
 #include "kvl/bootstrap_server.h"
 #include "kvl/router.h"
 #include "kvl/security.h"
+#include "tools/doctor/fabric.h"
 
 namespace kvl::tools {
 namespace {
@@ -164,6 +165,12 @@ std::vector<Check> check_host(const Settings& settings) {
             "count against it"));
   all.push_back(attach());
   all.push_back(congestion(settings));
+  rlimit locked{};
+  ::getrlimit(RLIMIT_MEMLOCK, &locked);
+  for (Check& check : check_fabrics(
+           {}, locked.rlim_cur == RLIM_INFINITY ? UINT64_MAX : std::uint64_t{locked.rlim_cur})) {
+    all.push_back(std::move(check));
+  }
   return all;
 }
 
