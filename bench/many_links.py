@@ -94,7 +94,7 @@ class Run:
         )
         address = self.server.stdout.readline().split()[-1]
         words = f"bench --peer {address} --transport tcp --pages 512 --page-bytes 64k --depth 2 "
-        words += f"--baselines none --json --verify --progress thread --seconds {seconds}"
+        words += f"--arena-bytes 64m --baselines none --json --verify --progress thread --seconds {seconds}"
         self.client = subprocess.Popen(
             hosts.command(1, [options.kvlane, *words.split(), *settings]),
             stdout=subprocess.PIPE,
