@@ -181,8 +181,8 @@ void add_replay(CLI::App& app, Program& program) {
   command->add_option("--model", o.fleet.model, "KV geometry: " + model_names())
       ->capture_default_str();
   command->add_option("--transport", o.fleet.transport, "fail rather than use another");
-  command->add_option("--mode", o.fleet.mode, "push or pull")
-      ->check(CLI::IsMember({"push", "pull"}))
+  command->add_option("--mode", o.fleet.mode, "push, pull or best")
+      ->check(CLI::IsMember({"push", "pull", "best"}))
       ->capture_default_str();
   command->add_option("--policy", o.fleet.policy, "of the router")->capture_default_str();
   command->add_option("--page-tokens", o.fleet.page_tokens, "tokens of a page")

@@ -107,6 +107,20 @@ Status DecodeRooms::open(DecodeOpen open) {
   return {};
 }
 
+// By the path that carries bytes to the peer now. Both sides of a pair of rails are of one kind, so
+// what our device cannot do, the other side's cannot either.
+HandoffMode DecodeRooms::best_mode(PeerHandle peer) const {
+  const Result<PeerInfo> info = core_.engine.describe(peer);
+  if (!info.ok()) return HandoffMode::push;
+  const bool reads_only = std::ranges::any_of(info->paths, [](const PathInfo& path) {
+    const auto can = [&path](Cap cap) {
+      return (path.caps & static_cast<std::uint32_t>(cap)) != 0;
+    };
+    return path.in_use && can(Cap::read) && !can(Cap::write);
+  });
+  return reads_only ? HandoffMode::pull : HandoffMode::push;
+}
+
 // Names our pages to a source that has just become ready, or was.
 void DecodeRooms::send_accept(Room& room, Source& source, Peer& peer) {
   if (!peer.remote->prefill) {
@@ -124,6 +138,8 @@ void DecodeRooms::send_accept(Room& room, Source& source, Peer& peer) {
   Accept accept;
   accept.tokens = room.open.tokens;
   accept.skip_tokens = room.open.skip_tokens;
+  // The first source decides for the room.
+  if (room.open.mode == HandoffMode::best) room.open.mode = best_mode(source.peer);
   accept.mode = room.open.mode;
   accept.crc = core_.crc_wish();
   accept.accepts = source.accepts;

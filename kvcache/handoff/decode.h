@@ -100,6 +100,7 @@ class DecodeRooms {
   // The room and source that a prefill rank's message is about; null: stale, and answered.
   std::pair<Room*, Source*> find_source(Peer& peer, const Message& message);
   Status check(const DecodeOpen& open);
+  HandoffMode best_mode(PeerHandle peer) const;
   void send_accept(Room& room, Source& source, Peer& peer);
   Status check_coverage(const Room& room) const;
   Status check_segment(const Room& room, const Source& source, const SegmentMessage& segment) const;

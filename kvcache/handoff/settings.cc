@@ -28,7 +28,10 @@ std::vector<Setting> handoff_settings() {
   };
 }
 
-std::string_view to_string(HandoffMode mode) { return mode == HandoffMode::push ? "push" : "pull"; }
+std::string_view to_string(HandoffMode mode) {
+  constexpr std::string_view kNames[] = {"push", "pull", "best"};
+  return kNames[static_cast<std::size_t>(mode)];
+}
 std::string_view to_string(HandoffSide side) {
   return side == HandoffSide::prefill ? "prefill" : "decode";
 }

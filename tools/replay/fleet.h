@@ -17,7 +17,7 @@ struct FleetOptions {
   std::uint32_t prefill_tp = 2, decode_tp = 1, prefill_pp = 1, decode_pp = 1;
   std::string model = "tiny";
   std::string transport;  // "": the best
-  std::string mode = "push";
+  std::string mode = "best";
   std::string policy = "round_robin";
   std::uint32_t page_tokens = 64;
   std::uint64_t pool_bytes = 0;  // per worker

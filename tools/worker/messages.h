@@ -36,7 +36,7 @@ struct OpenDecode {
   std::uint64_t room = 0;
   std::uint64_t tokens = 0;
   std::uint64_t skip_tokens = 0;
-  HandoffMode mode = HandoffMode::push;
+  HandoffMode mode = HandoffMode::best;
   std::int64_t deadline_ms = 0;
   std::vector<std::uint32_t> pages;                 // from token 0 on
   std::vector<std::vector<SourceAddress>> sources;  // by decode rank

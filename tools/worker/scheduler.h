@@ -48,7 +48,7 @@ struct SchedulerOptions {
   std::uint32_t page_tokens = 64;
   std::uint32_t page_count = 0;
   bool kv_only = false;
-  HandoffMode mode = HandoffMode::push;
+  HandoffMode mode = HandoffMode::best;
   std::int64_t handoff_timeout_ms = 30000;  // of a handoff; of silence from the other worker
   std::uint32_t chunk_tokens = 256;         // of prefill in one forward pass
   std::uint32_t chunk_bytes = 8 << 20;      // --kv-only: filled or verified in one job

@@ -78,9 +78,11 @@ void add_place(CLI::App& command, WorkerOptions& options) {
   command.add_option("--cluster", options.cluster, "workers of different clusters never meet")
       ->capture_default_str();
   command.add_option("--transport", options.transport, "require this transport; default: the best");
-  add_words<HandoffMode>(command, "--mode", options.mode,
-                         {{"push", HandoffMode::push}, {"pull", HandoffMode::pull}},
-                         "push: prefill writes; pull: decode reads. Default: push");
+  add_words<HandoffMode>(
+      command, "--mode", options.mode,
+      {{"push", HandoffMode::push}, {"pull", HandoffMode::pull}, {"best", HandoffMode::best}},
+      "push: prefill writes; pull: decode reads; best: push, but pull where\n"
+      "devices can read and not write. Default: best");
   command
       .add_option("--handoff-timeout-ms", options.handoff_timeout_ms,
                   "of a handoff, and of silence from the other worker")

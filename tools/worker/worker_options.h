@@ -39,7 +39,7 @@ struct WorkerOptions {
   std::string tls_cert, tls_key, tls_ca;
 
   std::string transport;  // "": the best; else `require`
-  HandoffMode mode = HandoffMode::push;
+  HandoffMode mode = HandoffMode::best;
   std::int64_t handoff_timeout_ms = 30000;
   std::uint32_t chunk_tokens = 256;
   bool damage_received = false;  // a control: flip one bit of the KV of every handoff received, to

@@ -99,7 +99,7 @@ Result<PeerInfo> EngineImpl::describe(PeerHandle handle) const {
     else if (reason.empty())
       reason = "not connected yet";
     info.paths.push_back({rail_names_[pair->rail].transport, rail_names_[pair->rail].device, in_use,
-                          std::move(reason)});
+                          std::move(reason), rails_[pair->rail].rail->device().caps});
   }
   for (const control::RailName& rail : rail_names_) {
     const bool paired = std::any_of(pairs.begin(), pairs.end(), [&](const Pair* pair) {

@@ -84,9 +84,13 @@ struct HandoffConfig {
 };
 std::vector<Setting> handoff_settings();
 
-enum class HandoffMode : std::uint8_t { push = 0, pull = 1 };
+enum class HandoffMode : std::uint8_t {
+  push = 0,  // prefill writes
+  pull = 1,  // decode reads
+  best = 2,  // push, but pull where the path's devices can read and not write
+};
 enum class HandoffSide : std::uint8_t { prefill = 0, decode = 1 };
-// "push", "pull"; "prefill", "decode".
+// "push", "pull", "best"; "prefill", "decode".
 std::string_view to_string(HandoffMode mode);
 std::string_view to_string(HandoffSide side);
 
@@ -130,7 +134,7 @@ struct DecodeOpen {
   std::uint64_t room = 0;
   std::uint64_t tokens = 0;
   std::uint64_t skip_tokens = 0;  // decode has these already; < tokens
-  HandoffMode mode = HandoffMode::push;
+  HandoffMode mode = HandoffMode::best;
   std::vector<HandoffSource> sources;
   std::vector<HandoffPages> pages;  // one per group of the layout
   std::int64_t deadline_ms = 0;     // from now until committed; 0: HandoffConfig::deadline_ms

@@ -39,7 +39,11 @@ class FakeEngine final : public Engine {
   Status deregister_memory(MemoryHandle) override { return {}; }
   Result<PeerHandle> connect(std::string_view address) override;
   Status disconnect(PeerHandle peer) override;
-  Result<PeerInfo> describe(PeerHandle) const override { return Status{Code::unsupported, "fake"}; }
+  Result<PeerInfo> describe(PeerHandle) const override {
+    PeerInfo info;
+    info.paths.push_back({"fake", "a", true, "", caps});
+    return info;
+  }
   Result<TransferId> submit(const Transfer& transfer) override;
   Status cancel(TransferId transfer, std::int64_t deadline_ms) override;
   Status send(PeerHandle peer, std::span<const std::byte> message) override;
@@ -50,6 +54,7 @@ class FakeEngine final : public Engine {
   void visit_metrics(MetricVisitor&) const override {}
   std::vector<RailInfo> rails() const override { return {{"fake", "a"}, {"fake", "b"}}; }
 
+  std::uint32_t caps = Cap::write | Cap::read;
   int refuse_submits = 0;  // the next so many answer exhausted
   int refuse_sends = 0;
   std::uint64_t submitted = 0;

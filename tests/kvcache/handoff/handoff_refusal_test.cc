@@ -152,6 +152,30 @@ TEST(HandoffHostile, AnotherVersionIsRefusedQuietly) {
   EXPECT_TRUE(cluster.seen_decode(1).safe);
 }
 
+// Devices that read and do not write, as those of EFA's first generation, are for pulling.
+TEST(HandoffBest, PushesWhereItCanAndPullsWhereItMust) {
+  for (const bool writes : {true, false}) {
+    Cluster cluster;
+    const Request request = cluster.make_request(1, 16, 0, HandoffMode::best);
+    if (!writes) {
+      for (std::size_t i = 0; i < cluster.world.size(); ++i) {
+        cluster.world.engine(i).caps = static_cast<std::uint32_t>(Cap::read);
+      }
+    }
+    cluster.open_everywhere(request);
+    cluster.run();
+    for (std::uint32_t layer = 0; layer < 4; ++layer) {
+      ASSERT_TRUE(cluster.ready(request, 0, {layer, 1}, 16).ok());
+      cluster.run();
+    }
+    cluster.finish_everywhere(request);
+    cluster.run();
+    cluster.expect_committed(request);
+    EXPECT_EQ(cluster.world.engine(0).submitted > 0, writes);
+    EXPECT_EQ(cluster.world.engine(1).submitted > 0, !writes);
+  }
+}
+
 // Segments are counted on both sides: a gap, or a finish that counts others than came, is no end.
 class HandoffCounts : public ::testing::TestWithParam<HandoffMode> {
  protected:

@@ -135,7 +135,8 @@ struct EngineEvent {
 struct PathInfo {
   std::string transport, device;
   bool in_use = false;
-  std::string reason;  // why it is not used; "" when it is
+  std::string reason;      // why it is not used; "" when it is
+  std::uint32_t caps = 0;  // Cap bits of our device
 };
 struct PeerInfo {
   std::string address;
