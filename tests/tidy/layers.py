@@ -7,7 +7,8 @@ import re
 MAY_INCLUDE = {
     "base": set(),
     "interface": {"base"},
-    "leaf": {"interface", "base"},
+    "fabric": {"interface", "base"},
+    "leaf": {"fabric", "interface", "base"},
     "core": {"interface", "base"},
     "pages": {"base"},
     "handoff": {"pages", "core", "interface", "base"},
@@ -20,6 +21,7 @@ MAY_INCLUDE = {
         "pages",
         "core",
         "leaf",
+        "fabric",
         "interface",
         "base",
         "worker",
@@ -33,6 +35,7 @@ MAY_INCLUDE = {
         "pages",
         "core",
         "leaf",
+        "fabric",
         "interface",
         "base",
     },
@@ -53,6 +56,7 @@ FOLDERS = [
     ("transport/include/", "base"),
     ("transport/base/", "base"),
     ("transport/core/", "core"),
+    ("transport/fabric/", "fabric"),
     ("kvcache/handoff/", "handoff"),
     ("kvcache/bootstrap/", "bootstrap"),
     ("kvcache/", "pages"),
@@ -62,6 +66,7 @@ FOLDERS = [
     ("bench/", "programs"),
     ("tests/", "tests"),
 ]
+NO_TRANSPORTS = {"base", "core", "fabric", "include"}
 GENERATED = {"transports.inc", "subcommands.inc", "fuzz_targets.inc"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<(kvl/[^>]+)>)')
 
@@ -69,7 +74,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<(kvl/[^>]+)>)')
 def transport_of(path):
     """The name of the transport whose folder holds `path`, or None."""
     match = re.match(r"transport/([^/]+)/", path)
-    return match.group(1) if match and match.group(1) not in ("base", "core", "include") else None
+    return match.group(1) if match and match.group(1) not in NO_TRANSPORTS else None
 
 
 def module_of(path):

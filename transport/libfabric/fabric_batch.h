@@ -55,8 +55,8 @@ struct Peer {
   PeerId id;
   PeerRole role = PeerRole::active;
   PeerState state = PeerState::opened;
-  Token token;   // ours for this peer
-  Token remote;  // the peer's for us, once accepted
+  PeerToken token;   // ours for this peer
+  PeerToken remote;  // the peer's for us, once accepted
   bool accepted = false;
   bool heard = false;  // a hello came: the other side has our address
   bool up_announced = false;
@@ -69,20 +69,11 @@ struct Peer {
   std::int64_t probe_ns = INT64_MAX;  // when it is asked whether it lives
   bool active = false;                // something came from it since the last probe
   SlotList queue;
+  // As remotes_ wants it.
+  const PeerToken* owner() const { return accepted ? &remote : nullptr; }
   std::uint32_t batches_open = 0;  // without their event
   std::uint32_t operations = 0;    // under way
   std::deque<Owed> owed;
-};
-
-// A peer's memory under a RemoteId.
-struct ImportedMemory {
-  PeerId peer;
-  RemoteName name;
-  Blob blob;
-  std::uint32_t uses = 0;
-  bool verified = false;  // its seal was found to be the peer's
-  bool gone = false;      // removed by the peer
-  bool dropped = false;
 };
 
 }  // namespace kvl::libfabric

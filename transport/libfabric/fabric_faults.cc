@@ -1,4 +1,4 @@
-// The tables of causes.
+// The table of causes.
 #include "transport/libfabric/fabric_faults.h"
 
 #include <rdma/fi_errno.h>
@@ -30,16 +30,6 @@ constexpr std::array<FaultInfo, kFaults> kTable{{
      "the log line has libfabric's error: FI_LOG_LEVEL=warn says more", true},
 }};
 static_assert(in_order<&FaultInfo::fault>(kTable));
-
-struct StrangerInfo {
-  Stranger stranger;
-  std::string_view cause;
-};
-constexpr std::array<StrangerInfo, kStrangers> kStrangerTable{{
-    {Stranger::malformed, "malformed"},
-    {Stranger::unknown_token, "unknown_token"},
-}};
-static_assert(in_order<&StrangerInfo::stranger>(kStrangerTable));
 
 // Status codes of the device's completions.
 constexpr Fault efa_fault(int status) {
@@ -93,10 +83,6 @@ Fault classify(bool efa, int error, int provider_error) {
     default:
       return Fault::other;
   }
-}
-
-std::string_view cause_of(Stranger stranger) {
-  return kStrangerTable[static_cast<std::size_t>(stranger)].cause;
 }
 
 }  // namespace kvl::libfabric

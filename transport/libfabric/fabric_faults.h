@@ -1,4 +1,4 @@
-// Why operations of a fabric fail, and why messages are turned away: closed lists of causes.
+// Why operations of a fabric fail: a closed list of causes.
 #pragma once
 
 #include <array>
@@ -34,15 +34,6 @@ const FaultInfo& about(Fault fault);
 // An error completion: `error` is libfabric's, `provider_error` means something for EFA only.
 Fault classify(bool efa, int error, int provider_error);
 
-// A message that is not from a peer of ours.
-enum class Stranger : std::uint8_t {
-  malformed,      // no message of this version
-  unknown_token,  // of no session that we are in
-};
-inline constexpr std::size_t kStrangers = static_cast<std::size_t>(Stranger::unknown_token) + 1;
-std::string_view cause_of(Stranger stranger);
-
 using CountByFault = std::array<Counter, kFaults>;
-using CountByStranger = std::array<Counter, kStrangers>;
 
 }  // namespace kvl::libfabric

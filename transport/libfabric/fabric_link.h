@@ -17,6 +17,7 @@
 
 #include "kvl/transport.h"
 #include "transport/base/slot_map.h"
+#include "transport/fabric/remote_memories.h"
 #include "transport/libfabric/fabric_batch.h"
 #include "transport/libfabric/fabric_device.h"
 #include "transport/libfabric/fabric_endpoint.h"
@@ -44,7 +45,7 @@ class FabricLink final : public Link {
   Status remove_memory(MemoryId id) override { return memory_.remove(id); }
   Result<Blob> export_memory(MemoryId id, PeerId peer) override;
   Result<RemoteId> import_memory(PeerId peer, std::span<const std::byte> blob) override;
-  void drop_memory(RemoteId id) override;
+  void drop_memory(RemoteId id) override { remotes_.drop(id); }
 
   Status post(const Batch& batch) override;
   Status cancel(Ticket ticket) override;
@@ -79,7 +80,6 @@ class FabricLink final : public Link {
 
   // fabric_link.cc
   Peer* find_peer(PeerId id);
-  Status check_batch(const Batch& batch);
   void finish(Peer& peer, std::uint32_t batch, Code code);
   bool runnable(const Peer& peer, BatchSlot& slot);
   // No further read or write may be posted until one has completed.
@@ -105,7 +105,7 @@ class FabricLink final : public Link {
   void fail_batch(Peer& peer, BatchSlot& slot, Code code);
 
   // fabric_peers.cc
-  bool take_message(const Message& message, Sink& sink);
+  bool take_message(const PeerMessage& message, Sink& sink);
   void hear_hello(Peer& peer, std::uint64_t flags);
   void come_up(Peer& peer);
   void announce(Peer& peer, Sink& sink);
@@ -119,10 +119,7 @@ class FabricLink final : public Link {
   void remove_address(Peer& peer);
 
   // fabric_names.cc
-  bool verify(ImportedMemory& imported);
-  void forget(const Peer& peer, std::uint64_t serial);
   void queue_forgotten();
-  void release(const Batch& batch);
 
   const Device device_;
   const FabricConfig config_;
@@ -131,11 +128,11 @@ class FabricLink final : public Link {
   const bool delivery_complete_;
   const std::uint32_t version_;
   std::unique_ptr<Endpoint> endpoint_;
-  MemoryTable memory_;
+  FabricMemory memory_;
   std::uint64_t op_bytes_max_ = 0;
 
   // Messages: the first tx_depth to be sent, then those that arrive.
-  std::vector<Message> messages_;
+  std::vector<PeerMessage> messages_;
   Fid<fid_mr> messages_mr_;
   void* messages_desc_ = nullptr;
   SlotPool<Operation> operations_;
@@ -147,8 +144,8 @@ class FabricLink final : public Link {
   SlotMap<std::unique_ptr<Peer>> peers_;
   std::vector<Peer*> order_;
   std::map<std::string, Address> addresses_;  // by what fi_getname said
-  SlotMap<ImportedMemory> imported_;
-  MemoryTable::Forgotten forgotten_;
+  RemoteMemories remotes_;
+  FabricMemory::Forgotten forgotten_;
   SlotPool<BatchSlot> pool_;
   SlotList done_;
   std::size_t turn_ = 0;
@@ -160,7 +157,7 @@ class FabricLink final : public Link {
   std::uint64_t doorbell_for_ = 0;  // the peer whose last operation said that more would follow
 
   Counter written_bytes_, read_bytes_, batches_ok_, notes_sent_, notes_received_;
-  Counter posted_, again_, doorbells_, refused_names_, peers_up_;
+  Counter posted_, again_, doorbells_, peers_up_;
   CountByFault faults_;
   CountByStranger strangers_;
   std::array<Counter, static_cast<std::size_t>(Code::internal) + 1> batches_failed_;

@@ -23,54 +23,7 @@ Result<Blob> FabricLink::export_memory(MemoryId id, PeerId peer_id) {
 Result<RemoteId> FabricLink::import_memory(PeerId peer_id, std::span<const std::byte> blob) {
   const Peer* const peer = find_peer(peer_id);
   if (peer == nullptr) return Status{Code::invalid_argument, "stale peer"};
-  const Result<RemoteName> name = decode_name(blob);
-  if (!name.ok()) {
-    refused_names_.add();
-    return name.status();
-  }
-  ImportedMemory imported;
-  imported.peer = peer_id;
-  imported.name = *name;
-  imported.blob.assign(blob.begin(), blob.end());
-  if (peer->accepted && !verify(imported)) {
-    return Status{Code::permission, "a name of memory that was not made for us"};
-  }
-  const auto [id, slot] = imported_.insert();
-  *slot = std::move(imported);
-  return RemoteId{id};
-}
-
-// Before the peer's offer is there nothing can be said, and nothing is posted either.
-bool FabricLink::verify(ImportedMemory& imported) {
-  if (imported.verified) return true;
-  const Peer* const peer = find_peer(imported.peer);
-  if (peer == nullptr || !peer->accepted) return peer != nullptr;
-  imported.verified = sealed_by(imported.blob, peer->remote);
-  if (!imported.verified) refused_names_.add();
-  return imported.verified;
-}
-
-void FabricLink::drop_memory(RemoteId id) {
-  ImportedMemory* const imported = imported_.find(id.value);
-  if (imported == nullptr) return;
-  imported->dropped = true;
-  if (imported->uses == 0) imported_.erase(id.value);
-}
-
-void FabricLink::release(const Batch& batch) {
-  for (const RemoteId id : batch.remotes) {
-    ImportedMemory& imported = *imported_.find(id.value);
-    if (--imported.uses == 0 && imported.dropped) imported_.erase(id.value);
-  }
-  memory_.release(batch.locals);
-}
-
-// The owner has removed it. Operations to it would fail there, and on some providers take the
-// connection with them.
-void FabricLink::forget(const Peer& peer, std::uint64_t serial) {
-  imported_.for_each([&](std::uint64_t, ImportedMemory& imported) {
-    if (imported.peer == peer.id && imported.name.serial == serial) imported.gone = true;
-  });
+  return remotes_.import(peer_id, peer->owner(), blob);
 }
 
 void FabricLink::queue_forgotten() {
@@ -100,7 +53,7 @@ void FabricLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& label
   count("kvlane_libfabric_notes_received_total", "Notes received", notes_received_);
   count("kvlane_libfabric_peers_up_total", "Peers that came up", peers_up_);
   count("kvlane_libfabric_refused_names_total", "Names of memory that were not made for us",
-        refused_names_);
+        remotes_.refused());
   MetricLabels with_cause = labels;
   with_cause.emplace_back("cause", "");
   const auto by_cause = [&](std::string_view name, std::string_view help, std::string_view cause,

@@ -58,8 +58,8 @@ FabricLink::Posted FabricLink::post_next(Peer& peer, std::uint32_t index, bool m
   const std::uint32_t local_region = cursor.op().local_region;
   const std::uint32_t remote_region = cursor.op().remote_region;
   const LocalMemory& local = *memory_.find(slot.batch.locals[local_region]);
-  ImportedMemory& remote = *imported_.find(slot.batch.remotes[remote_region].value);
-  if (remote.gone || !verify(remote)) {
+  RemoteMemory& remote = *remotes_.find(slot.batch.remotes[remote_region]);
+  if (remote.gone || !remotes_.verify(remote, peer.owner())) {
     fail_batch(peer, slot, Code::permission);
     if (slot.operations == 0) finish(peer, index, slot.code);
     return Posted::failed;
@@ -147,14 +147,8 @@ FabricLink::Posted FabricLink::post_message(Peer& peer, MessageType type, std::u
   operation.kind = type == MessageType::note ? Operation::Kind::note : Operation::Kind::message;
   operation.peer = peer.id.value;
   operation.batch = batch;
-  Message& message = messages_[number];
-  message = Message{};
-  message.type = type;
-  message.note_bytes = static_cast<std::uint8_t>(note.size());
-  message.to_peer = peer.remote.peer;
-  message.to_secret = peer.remote.secret;
-  message.value = value;
-  std::copy(note.begin(), note.end(), message.note.begin());
+  PeerMessage& message = messages_[number];
+  message = message_to(peer.remote, type, value, note);
   iovec range{&message, sizeof(message)};
   void* desc = messages_desc_;
   fi_msg request{};
@@ -257,7 +251,7 @@ void FabricLink::fail_batch(Peer& peer, BatchSlot& slot, Code code) {
 void FabricLink::post_receives() {
   while (!to_post_.empty()) {
     const std::uint32_t i = to_post_.back();
-    Message& message = messages_[endpoint_->tx_depth() + i];
+    PeerMessage& message = messages_[endpoint_->tx_depth() + i];
     const ssize_t result = ::fi_recv(endpoint_->ep(), &message, sizeof(message), messages_desc_,
                                      FI_ADDR_UNSPEC, &receives_[i].context);
     if (result != 0) return;
@@ -270,7 +264,7 @@ void FabricLink::take_messages(Sink& sink) {
     const std::uint32_t i = arrived_[arrived_first_];
     const auto* const bytes =
         reinterpret_cast<const std::byte*>(&messages_[endpoint_->tx_depth() + i]);
-    Message message;
+    PeerMessage message;
     if (!decode({bytes, std::min<std::size_t>(receives_[i].bytes, sizeof(message))}, message)) {
       strangers_[static_cast<std::size_t>(Stranger::malformed)].add();
     } else if (!take_message(message, sink)) {

@@ -127,9 +127,9 @@ void FabricLink::probe(Peer& peer, std::int64_t now_ns) {
 }
 
 // False: there is no room for its event yet.
-bool FabricLink::take_message(const Message& message, Sink& sink) {
+bool FabricLink::take_message(const PeerMessage& message, Sink& sink) {
   Peer* const peer = find_peer({message.to_peer});
-  if (peer == nullptr || !crypto::equal(peer->token.secret, message.to_secret)) {
+  if (peer == nullptr || !is_for(message, peer->token)) {
     strangers_[static_cast<std::size_t>(Stranger::unknown_token)].add();
     return true;
   }
@@ -154,7 +154,7 @@ bool FabricLink::take_message(const Message& message, Sink& sink) {
       notes_received_.add();
       return true;
     case MessageType::forget:
-      forget(*peer, message.value);
+      remotes_.forget(peer->id, message.value);
       return true;
     case MessageType::goodbye:
       begin_close(*peer, Code::peer_lost);
@@ -167,10 +167,9 @@ bool FabricLink::take_message(const Message& message, Sink& sink) {
 
 void FabricLink::on_control(PeerId id, std::span<const std::byte> bytes) {
   Peer* const peer = find_peer(id);
-  Message message;
+  PeerMessage message;
   if (peer == nullptr || !decode(bytes, message) || message.type != MessageType::goodbye ||
-      message.to_peer != peer->token.peer ||
-      !crypto::equal(peer->token.secret, message.to_secret)) {
+      !is_for(message, peer->token)) {
     if (peer != nullptr) strangers_[static_cast<std::size_t>(Stranger::malformed)].add();
     return;
   }
@@ -182,10 +181,7 @@ void FabricLink::close_peer(PeerId id) {
   if (peer == nullptr || peer->closed_here) return;
   peer->closed_here = true;
   if (peer->accepted && peer->state != PeerState::closing) {
-    Message message;
-    message.type = MessageType::goodbye;
-    message.to_peer = peer->remote.peer;
-    message.to_secret = peer->remote.secret;
+    const PeerMessage message = message_to(peer->remote, MessageType::goodbye);
     // Nobody is there to tell when it fails: the control connection has ended.
     [[maybe_unused]] const Status status =
         context_.control.send(id, std::as_bytes(std::span(&message, 1)));
@@ -233,11 +229,7 @@ bool FabricLink::step_closing(Peer& peer, std::int64_t now_ns, Sink& sink) {
   remove_address(peer);
   std::erase(order_, &peer);
   --unsettled_;
-  std::vector<std::uint64_t> names;
-  imported_.for_each([&](std::uint64_t id, const ImportedMemory& imported) {
-    if (imported.peer == peer.id) names.push_back(id);
-  });
-  for (const std::uint64_t id : names) imported_.erase(id);
+  remotes_.erase_all_of(peer.id);
   peers_.erase(peer.id.value);
   return true;
 }

@@ -231,7 +231,7 @@ TEST_F(FabricLinkTest, StrangersAreCountedAndDropped) {
   const std::size_t events = b->events.size();
   fake->inject({});
   fake->inject(std::vector<std::byte>(72, std::byte{0x5A}));
-  Message forged;
+  PeerMessage forged;
   forged.type = MessageType::note;
   forged.note_bytes = 1;
   forged.to_peer = b->peer.value;  // guessed; the secret is not

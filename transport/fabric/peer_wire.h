@@ -1,0 +1,76 @@
+// What Links over fabrics say to each other: sealed names of memory over the control channel, short
+// messages over the fabric. Little-endian. Everything that arrives is hostile.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "kvl/memory.h"
+#include "kvl/metrics.h"
+#include "kvl/transport.h"
+
+namespace kvl {
+
+inline constexpr std::uint16_t kPeerWireVersion = 1;
+
+// Names a peer of a Link. Only who has its offer knows the secret.
+struct PeerToken {
+  std::uint64_t peer = 0;
+  std::array<std::byte, 16> secret{};
+  friend bool operator==(const PeerToken&, const PeerToken&) = default;
+};
+
+// A registration, as the peer needs it for its operations.
+struct RemoteName {
+  Access access = Access::local;
+  std::uint64_t serial = 0;  // of the owner; never used twice
+  std::uint64_t key = 0;
+  std::uint64_t base = 0;  // 0 where the fabric counts from the beginning of the memory
+  std::uint64_t bytes = 0;
+};
+// Sealed with the secret that the owner gave to this very peer: no other peer can use the name, and
+// one that was changed under way is refused before the fabric sees it.
+Blob encode(const RemoteName& name, const PeerToken& owner);
+Result<RemoteName> decode_name(std::span<const std::byte> blob);
+bool sealed_by(std::span<const std::byte> blob, const PeerToken& owner);
+
+enum class MessageType : std::uint8_t {
+  hello = 1,    // `value`: what the Links of a fabric agree on
+  note = 2,     // `note`, `note_bytes`
+  forget = 3,   // the memory with serial `value` is gone
+  goodbye = 4,  // the sender closes; over the control channel where there is one
+  nothing = 5,
+};
+
+struct PeerMessage {
+  std::uint32_t magic = kMagic;
+  std::uint16_t version = kPeerWireVersion;
+  MessageType type = MessageType::nothing;
+  std::uint8_t note_bytes = 0;
+  std::uint64_t to_peer = 0;  // the receiver's token
+  std::array<std::byte, 16> to_secret{};
+  std::uint64_t value = 0;
+  std::array<std::byte, kNoteBytesMax> note{};
+
+  static constexpr std::uint32_t kMagic = 0x4d46564b;  // "KVFM"
+};
+static_assert(sizeof(PeerMessage) == 72);
+
+PeerMessage message_to(const PeerToken& receiver, MessageType type, std::uint64_t value = 0,
+                       std::span<const std::byte> note = {});
+// False: not a message of this version.
+bool decode(std::span<const std::byte> bytes, PeerMessage& message);
+bool is_for(const PeerMessage& message, const PeerToken& receiver);
+
+// A message that is not from a peer of ours.
+enum class Stranger : std::uint8_t {
+  malformed,      // no message of this version
+  unknown_token,  // of no session that we are in
+};
+inline constexpr std::size_t kStrangers = static_cast<std::size_t>(Stranger::unknown_token) + 1;
+std::string_view cause_of(Stranger stranger);
+using CountByStranger = std::array<Counter, kStrangers>;
+
+}  // namespace kvl
