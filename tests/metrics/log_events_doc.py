@@ -15,13 +15,17 @@ TABLES = {
     "tcp.greeting_refused": "transport/tcp/tcp_faults.cc",
     "shm.refused": "transport/shm/shm_refusals.cc",
     "libfabric.peer_lost": "transport/libfabric/fabric_faults.cc",
+    "verbs.peer_lost": "transport/verbs/verbs_faults.cc",
     "http.refused": "router/http/refusals.cc",
     "bootstrap.refused": "router/bootstrap/refusals.cc",
     "fleet.worker_unhealthy": "router/fleet/fleet.cc",
     "worker.http_refused": "tools/worker/http_server.cc",
 }
 # Shares the table of the other.
-SAME_TABLE = {"tcp.dial_failed": "tcp.greeting_refused"}
+SAME_TABLE = {
+    "tcp.dial_failed": "tcp.greeting_refused",
+    "verbs.device_failed": "verbs.peer_lost",
+}
 # Warnings that tell of no failure.
 NO_FAILURE = {"bootstrap.etcd_back", "testing.stop_at"}
 TEXT = r'"((?:[^"\\]|\\.)*)"'

@@ -12,6 +12,7 @@ struct Exception {
   std::string_view transport, check, reason;
 };
 constexpr std::string_view kNoHmem = "memory of a GPU is the NIC's to register (FI_HMEM)";
+constexpr std::string_view kNoDmabuf = "memory of a GPU is the NIC's to register, by its dmabuf";
 constexpr Exception kExceptions[] = {
     {"sim", "post_and_poll_do_not_allocate", "its packets and its wires live in this process"},
     {"sim", "arrivals_wake_sleepers", "virtual time: nobody sleeps, wait_fd() is -1"},
@@ -19,6 +20,8 @@ constexpr Exception kExceptions[] = {
     {"sim", "device_memory", "simulates a NIC of host memory"},
     {"sim", "registration_beside_polls", "one thread drives the whole world"},
     {"libfabric(tcp)", "device_memory", kNoHmem},
+    {"verbs", "device_memory", kNoDmabuf},
+    {"verbs(fake)", "device_memory", kNoDmabuf},
 };
 
 // Kinds of device that a transport has only when it is asked for them.
@@ -57,7 +60,7 @@ std::vector<Variant> all_kinds() {
 }
 
 std::string missing_here(const Variant& variant) {
-  if (variant.flavour.empty()) return "";
+  if (variant.transport == "sim") return "";
   const std::unique_ptr<Transport> transport = make_transport_of(variant);
   return transport->devices().empty() ? transport->why_unusable() : "";
 }

@@ -21,7 +21,9 @@ namespace {
 // Bytes that never leave the host need no encryption; the simulated network has none, and what a
 // NIC fetches from memory nobody can seal.
 bool encrypts(const Variant& kind) {
-  if (kind.transport == "sim" || kind.transport == "libfabric") return false;
+  if (kind.transport == "sim" || kind.transport == "libfabric" || kind.transport == "verbs") {
+    return false;
+  }
   const std::vector<Device> devices = make_transport_of(kind)->devices();
   return !devices.empty() &&
          (devices.front().caps & static_cast<std::uint32_t>(Cap::inter_node)) != 0;

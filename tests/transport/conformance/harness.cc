@@ -4,9 +4,12 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 namespace kvl::conformance {
+
+bool emulated() { return std::getenv("RDMA_VM") != nullptr; }
 
 std::vector<std::byte> Side::exchange(const std::vector<std::byte>& request) {
   if (local_) return run_call(*local_, request);

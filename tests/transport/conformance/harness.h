@@ -26,6 +26,9 @@ struct Broken {
 
 class Harness;
 
+// In the machine of tests/rdma-vm.sh, where a CPU that is a program does what a NIC does.
+bool emulated();
+
 // A side, wherever it lives.
 class Side {
  public:

@@ -72,6 +72,7 @@ std::uint64_t hash_bytes(std::span<const std::byte> bytes) {
 }
 
 std::unique_ptr<Transport> make_transport_of(const Variant& variant) {
+  if (variant.make) return variant.make();
   for (auto& transport : make_transports(test_settings(variant.flags))) {
     if (transport->name() == variant.transport) return std::move(transport);
   }

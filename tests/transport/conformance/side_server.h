@@ -44,6 +44,9 @@ struct Variant {
   std::string flavour;
   std::vector<std::pair<std::string, std::string>> flags;
 
+  // Not the registry's: over a device of the test's own.
+  std::function<std::unique_ptr<Transport>()> make;
+
   std::string name() const;
   std::string kind() const { return flavour.empty() ? transport : transport + "(" + flavour + ")"; }
 };
