@@ -161,6 +161,7 @@ class VerbsLink final : public Link {
   std::int64_t look_ns_ = 0;  // when the device is next asked for events
   bool stalled_ = false;      // the device could not take a request
   bool gone_ = false;         // the device
+  bool ending_ = false;       // the Link: losses are no news
 
   Counter written_bytes_, read_bytes_, batches_ok_, notes_sent_, notes_received_;
   Counter posted_, chains_, again_, completions_, peers_up_;

@@ -180,13 +180,15 @@ void VerbsLink::close_peer(PeerId id) {
 void VerbsLink::lose(Peer& peer, Fault fault, int status, std::uint32_t vendor_error) {
   if (peer.state == PeerState::closing) return;
   const FaultInfo& info = about(fault);
-  log(LogLevel::warning, "verbs.peer_lost",
-      {{"device", device_.name},
-       {"code", to_string(info.code)},
-       {"cause", info.cause},
-       {"status", status},
-       {"vendor_error", vendor_error},
-       {"hint", info.hint}});
+  if (!ending_) {
+    log(LogLevel::warning, "verbs.peer_lost",
+        {{"device", device_.name},
+         {"code", to_string(info.code)},
+         {"cause", info.cause},
+         {"status", status},
+         {"vendor_error", vendor_error},
+         {"hint", info.hint}});
+  }
   begin_close(peer, Code::peer_lost);
 }
 
@@ -201,6 +203,12 @@ void VerbsLink::begin_close(Peer& peer, Code code) {
   peer.deadline_ns = context_.clock.now_ns() + config_.close_timeout_ms * kMs;
   peer.owed.clear();
   peer.qp->stop();
+  if (peer.qp->ends_silent() && room(peer) > 0) {
+    // What was done before the stop is not flushed, and so says nothing: this one is.
+    chain_.clear();
+    chain_.add({}, {});
+    under_way_ += peer.qp->post(chain_).count;
+  }
   for (std::uint32_t i = peer.queue.head; i != kNoSlot;) {
     const std::uint32_t next = pool_[i].next;
     BatchSlot& slot = pool_[i];
@@ -230,6 +238,14 @@ bool VerbsLink::step_closing(Peer& peer, std::int64_t now_ns, Sink& sink) {
 
 // The Link ends: peers would notice by their next probe only.
 void VerbsLink::say_goodbye_to_all() {
+  ending_ = true;
+  drain_completions();
+  std::array<Event, 16> last_events;
+  for (std::size_t before = arrived_count_ + 1; arrived_count_ < before;) {  // who went before us
+    before = arrived_count_;
+    Sink sink{last_events};
+    take_messages(sink);
+  }
   std::vector<Peer*> told;
   for (Peer* const peer : order_) {
     if (peer->state != PeerState::up || room(*peer) == 0 || message_slots_.full()) continue;

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <functional>
-#include <map>
 #include <memory>
 #include <numeric>
 
 #include "kvl/transport.h"
 #include "tests/support/log_guard.h"
+#include "tests/transport/fabric/link_side.h"
 #include "tests/transport/libfabric/fake_provider.h"
 #include "transport/libfabric/fabric_device.h"
 #include "transport/libfabric/fabric_transport.h"
@@ -22,62 +22,7 @@ namespace {
 
 using test::ExpectLog;
 using test::FakeProvider;
-
-// Control messages wait until somebody delivers them.
-struct Control final : ControlChannel {
-  Status send(PeerId peer, std::span<const std::byte> bytes) override {
-    sent.emplace_back(peer, Blob(bytes.begin(), bytes.end()));
-    return {};
-  }
-  std::vector<std::pair<PeerId, Blob>> sent;
-};
-
-struct Metrics final : MetricVisitor {
-  void counter(std::string_view name, std::string_view, const MetricLabels& labels,
-               double value) override {
-    std::string key(name);
-    for (const auto& [label, text] : labels) key += " " + text;
-    values[key] = value;
-  }
-  void gauge(std::string_view, std::string_view, const MetricLabels&, double) override {}
-  std::map<std::string, double> values;
-};
-
-// One Link and what it has shown.
-struct Side {
-  explicit Side(Transport& transport) : memory_ops(make_host_memory_ops()), memory(1 << 20) {
-    auto opened = transport.open(transport.devices().front(), {control, *memory_ops, clock});
-    link = std::move(opened).value();
-    id = link->add_memory({memory.data(), memory.size(), MemoryKind::host, 0, Access::remote_all})
-             .value();
-  }
-  void poll() {
-    std::array<Event, 8> out;
-    const std::size_t count = link->poll(out);
-    events.insert(events.end(), out.begin(), out.begin() + static_cast<std::ptrdiff_t>(count));
-  }
-  const Event* find(Event::Kind kind, Ticket ticket = {}) const {
-    const auto found = std::find_if(events.begin(), events.end(), [&](const Event& event) {
-      return event.kind == kind && event.ticket == ticket;
-    });
-    return found == events.end() ? nullptr : &*found;
-  }
-  double metric(const std::string& name) const {
-    Metrics metrics;
-    link->visit_metrics(metrics, {});
-    return metrics.values.at(name);
-  }
-
-  SteadyClock clock;
-  Control control;
-  std::unique_ptr<MemoryOps> memory_ops;
-  std::vector<std::byte> memory;
-  std::unique_ptr<Link> link;
-  MemoryId id;
-  RemoteId remote;
-  PeerId peer;
-  std::vector<Event> events;
-};
+using Side = test::LinkSide;
 
 class FabricLinkTest : public ::testing::Test {
  protected:
@@ -87,8 +32,8 @@ class FabricLinkTest : public ::testing::Test {
     config.providers = provider;
     config.op_bytes = op_bytes;
     transport = make_transport(config, fake->api());
-    a = std::make_unique<Side>(*transport);
-    b = std::make_unique<Side>(*transport);
+    a = std::make_unique<Side>(*transport, clock);
+    b = std::make_unique<Side>(*transport, clock);
     a->peer = a->link->open_peer(PeerRole::active).value();
     b->peer = b->link->open_peer(PeerRole::passive).value();
     const Blob from_a = a->link->offer(a->peer).value(), from_b = b->link->offer(b->peer).value();
@@ -129,6 +74,7 @@ class FabricLinkTest : public ::testing::Test {
     return ended ? a->find(Event::Kind::batch, ticket)->code : Code::internal;
   }
 
+  SteadyClock clock;
   std::unique_ptr<FakeProvider> fake;  // outlives the Links
   std::unique_ptr<Transport> transport;
   std::unique_ptr<Side> a, b;
