@@ -49,7 +49,6 @@ struct Owed {
 
 struct Peer {
   PeerId id;
-  PeerRole role = PeerRole::active;
   PeerState state = PeerState::opened;
   PeerToken token;   // ours for this peer
   PeerToken remote;  // the peer's for us, once accepted

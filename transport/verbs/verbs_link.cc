@@ -225,6 +225,7 @@ bool VerbsLink::has_work(const Peer& peer) {
   }
   if (peer.state == PeerState::up && !peer.up_announced) return true;
   if (peer.state == PeerState::connecting && !peer.ready_said) return !stalled_;
+  if (peer.state == PeerState::connecting && peer.ready_heard && !peer.hello_queued) return true;
   if (stalled_ || !peer.may_send() || room(peer) == 0) return false;
   if (peer.qp->ends_silent()) return true;
   if (!peer.owed.empty()) return !message_slots_.full();

@@ -14,7 +14,7 @@ constexpr std::uint32_t kTagMask = 0x7FFFFFFF;  // the bit above tells receives 
 
 }  // namespace
 
-Result<PeerId> VerbsLink::open_peer(PeerRole role) {
+Result<PeerId> VerbsLink::open_peer(PeerRole) {
   if (gone_) return Status{Code::unavailable, "the RDMA device is gone"};
   Result<std::unique_ptr<QueuePair>> qp = QueuePair::open(*port_, ++tags_ & kTagMask);
   if (!qp.ok()) return qp.status();
@@ -22,7 +22,6 @@ Result<PeerId> VerbsLink::open_peer(PeerRole role) {
   *slot = std::make_unique<Peer>();
   Peer& peer = **slot;
   peer.id = {id};
-  peer.role = role;
   peer.token.peer = id;
   crypto::random(peer.token.secret);
   peer.qp = std::move(*qp);

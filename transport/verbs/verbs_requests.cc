@@ -59,6 +59,10 @@ void VerbsLink::plan_batches(Peer& peer, std::uint32_t space) {
 
 void VerbsLink::plan_batch(Peer& peer, std::uint32_t index, std::uint32_t space) {
   BatchSlot& slot = pool_[index];
+  if (slot.batch.direction == Direction::read && !peer.qp->can_read()) {  // posted before peer_up
+    fail_batch(peer, slot, Code::unsupported);
+    return finish(peer, index, slot.code);
+  }
   const std::uint32_t before = chain_.count();
   Regions regions;
   while (!slot.cursor.done() && chain_.count() < space && !full()) {

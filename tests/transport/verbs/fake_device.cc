@@ -361,10 +361,7 @@ verbs::VerbsApi FakeDevice::api() const {
   return api;
 }
 
-std::size_t FakeDevice::objects() const {
-  const Lock lock(mutex);
-  return live;
-}
+std::size_t FakeDevice::objects() const { return live; }
 std::size_t FakeDevice::queue_pairs() const {
   const Lock lock(mutex);
   return qps.size();

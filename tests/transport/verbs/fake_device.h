@@ -6,6 +6,7 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <string>
@@ -73,7 +74,6 @@ class FakeDevice {
   ibv_qp_attr last_ready{};         // ibv_modify_qp to RTR
   std::vector<std::string> misuse;  // what no program may do; empty at the end of every test
   std::size_t objects() const;      // that are not destroyed
-  // A request of any kind on the queue pair of a peer, as a stranger with its key would post it.
   std::size_t queue_pairs() const;
 
   struct Context;
@@ -88,7 +88,7 @@ class FakeDevice {
   std::vector<Qp*> qps;
   std::vector<Mr*> mrs;
   std::uint32_t numbers = 0;
-  std::size_t live = 0;
+  std::atomic<std::size_t> live{0};
   ibv_device device{};
 };
 

@@ -217,6 +217,25 @@ TEST_F(VerbsLossTest, NobodyAnswers) {
   EXPECT_EQ(end_of(early), Code::timed_out);
 }
 
+// Whoever sleeps between the steps of connecting is woken for each.
+TEST_F(VerbsLossTest, ConnectingWhileAsleep) {
+  make_sides();
+  introduce();
+  const auto awake = [](test::LinkSide& side) {
+    while (!side.link->arm()) side.poll();
+  };
+  awake(*a);
+  awake(*b);
+  ASSERT_EQ(a->control.sent.size(), 1U);
+  ASSERT_EQ(b->control.sent.size(), 1U);
+  deliver_control();
+  awake(*a);
+  awake(*b);
+  awake(*a);
+  EXPECT_NE(a->find(Event::Kind::peer_up), nullptr);
+  EXPECT_NE(b->find(Event::Kind::peer_up), nullptr);
+}
+
 TEST_F(VerbsLossTest, StrangersAreCountedAndDropped) {
   open();
   const std::size_t events = b->events.size();

@@ -55,7 +55,10 @@ TEST_F(VerbsLinkTest, ReadsBringBytes) {
 
 TEST_F(VerbsLinkTest, DeviceThatServesNoReads) {
   fake.limits.max_qp_rd_atom = 0;
-  open();
+  make_sides();
+  introduce();
+  a->remote = a->link->import_memory(a->peer, name_of_b()).value();
+  EXPECT_EQ(end_of(post(1, {}, Direction::read)), Code::unsupported);
   EXPECT_EQ(try_post(1, {}, Direction::read).code(), Code::unsupported);
   EXPECT_EQ(end_of(post(1)), Code::ok);
 }
