@@ -1,6 +1,6 @@
 """Mutations of the engine and of what carries its bytes."""
 from mutation import ENGINES, FAULTS, FENCES, HEALTHY, HEALTHY_ENGINES
-from mutation import BOUNDS, TCP, Mutation
+from mutation import BOUNDS, TCP, VERBS, Mutation
 
 MUTATIONS = [
     # --- transfers: pieces, retries, ends
@@ -79,6 +79,31 @@ MUTATIONS = [
              "    if (!exited(waiting.process)) {",
              "    if (!exited(waiting.process) || MUTANT) {",
              (FENCES,)),
+    # --- verbs
+    Mutation("verbs_silent_end_not_asked_for", "transport/verbs/verbs_queue_pair.h",
+             "{ return ends_silent_ && under_way() > 0; }",
+             "{ return ends_silent_ && under_way() > 0 && !MUTANT; }",
+             (VERBS,)),
+    Mutation("verbs_taken_back_twice", "transport/verbs/verbs_requests.cc",
+             "    slot.cursor = chain_.before(i);",
+             "    if (!MUTANT) slot.cursor = chain_.before(i);",
+             (VERBS,)),
+    Mutation("verbs_ends_before_the_flush", "transport/verbs/verbs_peers.cc",
+             "    if (slot.requests == 0) finish(peer, i, slot.code);",
+             "    if (slot.requests == 0 || MUTANT) finish(peer, i, slot.code);",
+             (VERBS,)),
+    Mutation("verbs_peer_down_before_the_queue_pair_is_gone", "transport/verbs/verbs_peers.cc",
+             "  peer.qp->stop();",
+             "  if (!MUTANT) peer.qp->stop();",
+             (VERBS,)),
+    Mutation("verbs_sends_before_the_peer_is_ready", "transport/verbs/verbs_batch.h",
+             "(accepted && ready_heard)",
+             "(accepted && (ready_heard || MUTANT))",
+             (VERBS,)),
+    Mutation("verbs_completions_not_bounded", "transport/verbs/verbs_requests.cc",
+             "port_->sends_max() - under_way_",
+             "port_->sends_max() + (MUTANT ? 4096 : 0) - under_way_",
+             (VERBS,)),
     # --- bounds
     Mutation("tcp_bounds_off_by_one", "transport/tcp/run_list.cc",
              "  return !__builtin_add_overflow(end, offset, &end) && end <= size;",
