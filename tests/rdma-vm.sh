@@ -134,7 +134,7 @@ prepare_siw() {
   mkdir "$build/src"
   dpkg-deb --fsys-tarfile "$build"/deb/linux-source-*.deb |
     tar -xO "./usr/src/linux-source-$series.tar.xz" |
-    tar -xJ -C "$build/src" --strip-components=5 "linux-source-$series/drivers/infiniband/sw/siw"
+    tar -xJ -C "$build/src" --strip-components=4 "linux-source-$series/drivers/infiniband/sw/siw"
   # BTF of modules would want pahole and a vmlinux that the headers do not have.
   make -s -C "$headers" M="$build/src/siw" CONFIG_RDMA_SIW=m CONFIG_DEBUG_INFO_BTF_MODULES= modules \
     >"$kernel/siw.log" 2>&1 || { tail "$kernel/siw.log" >&2; die 126 "siw does not build"; }

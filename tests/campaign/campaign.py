@@ -34,7 +34,8 @@ from processes import until
 from soak import Soak
 from strike import Figures, Red, Skipped, Strike
 
-FLEETS = (("tcp", "kv"), ("shm", "kv"), ("tcp", "model"), ("shm", "model"))
+VERBS = ("verbs", "kv")  # runs only where --fleet names it: it needs an RDMA device
+FLEETS = (("tcp", "kv"), ("shm", "kv"), ("tcp", "model"), ("shm", "model"), VERBS)
 WITH_ETCD = 0  # the fleet whose rendezvous keeps its records there
 DEAL = (0, 1, 0, 1, 2, 0, 1, 0, 1, 3)
 NETWORK = ("tcp", "hosts")  # workers that verify, on two hosts
@@ -92,6 +93,10 @@ def run_cell(fleet, cell, strike):
         counts = strike.load.counts
         result.counts = {"good": counts.good, "refused": counts.refused, "typed": counts.typed}
     return result
+
+
+def wanted(options, fleet):
+    return options.fleet == "-".join(fleet) if options.fleet else fleet != VERBS
 
 
 def make_fleet(options, index, folder):
@@ -192,6 +197,8 @@ def run_soak(options, index, folder):
 def run_control(options, folder):
     """Decode workers that flip a bit of what they receive: no request of theirs may count as good."""
     for index, (transport, kind) in enumerate(FLEETS):
+        if not wanted(options, (transport, kind)):
+            continue
         fleet = Fleet(options.kvlane, folder, transport, kind, options.seed + index)
         fleet.damage = True
         try:
@@ -214,7 +221,7 @@ def soak_all(options, folder):
     with concurrent.futures.ThreadPoolExecutor(len(FLEETS)) as pool:
         running = []
         for index, names in enumerate(FLEETS):
-            if options.fleet in (None, "-".join(names)):
+            if wanted(options, names):
                 place = f"{folder}/{'-'.join(names)}"
                 os.makedirs(place, exist_ok=True)
                 running.append(pool.submit(run_soak, options, index, place))
@@ -248,8 +255,8 @@ def chosen(options):
             plans[DEAL[i % len(DEAL)]].append(cell)
         plans = [plan * options.repeat for plan in plans]
     plans[WITH_ETCD] = of_etcd + plans[WITH_ETCD]
-    for index, (transport, kind) in enumerate(FLEETS):
-        if options.fleet and options.fleet != f"{transport}-{kind}":
+    for index, fleet in enumerate(FLEETS):
+        if not wanted(options, fleet):
             plans[index] = []
     return plans
 

@@ -80,14 +80,18 @@ else
   interfaces="veth0 veth1" address=10.77.1.1
 fi
 
-until_true() { # the kernel does it in its own time
-  n=0
+uptime_s() {
+  read -r up _ </proc/uptime
+  echo "${up%%.*}"
+}
+until_true() { # SECONDS COMMAND…: the kernel does it in its own time
+  end=$(($(uptime_s) + $1))
+  shift
   until "$@"; do
-    n=$((n + 1))
-    [ $n -le 200 ] || return 1
-    usleep 50000
+    [ "$(uptime_s)" -lt $end ] || return 1
   done
 }
+ended() { ! kill -0 "$1" 2>/dev/null; }
 all=
 for type in $devices; do
   [ "$type" = none ] && continue
@@ -97,9 +101,9 @@ for type in $devices; do
       finish 126 "rdma link add $type$n failed"
     all="$all $type$n"
     folder=/sys/class/infiniband/$type$n/ports/1
-    until_true grep -q ACTIVE $folder/state || finish 126 "$type$n is not active"
+    until_true 20 grep -q ACTIVE $folder/state || finish 126 "$type$n is not active"
     # IPv4-mapped; the first one is made from the MAC address.
-    [ "$type" = siw ] || until_true grep -qs :ffff:0a4d: $folder/gids/* ||
+    [ "$type" = siw ] || until_true 20 grep -qs :ffff:0a4d: $folder/gids/* ||
       finish 126 "$type$n has no GID of its address"
     n=$((n + 1))
   done
@@ -116,9 +120,5 @@ cp /command /host/run/command
 chroot /host /bin/sh /run/command </dev/null >/pipe 2>&1
 status=$?
 # What it left behind may hold the pipe.
-n=0
-while kill -0 $copier 2>/dev/null && [ $n -lt 40 ]; do
-  n=$((n + 1))
-  usleep 50000
-done
+until_true 2 ended $copier
 finish $status
