@@ -61,6 +61,8 @@ struct Peer {
   bool heard = false;  // a hello came: the other side has our address
   bool up_announced = false;
   bool closed_here = false;
+  bool released = false;  // the other side has let go of our memory
+  bool said_released = false;
   fi_addr_t address = FI_ADDR_UNSPEC;
   std::string address_bytes;
   Code down_code = Code::ok;

@@ -26,8 +26,13 @@ class Endpoint {
  public:
   static Result<std::unique_ptr<Endpoint>> open(const FabricApi& api, const FoundDevice& device,
                                                 const FabricConfig& config);
-  // Nothing touches memory any more.
-  void shut() { ep_.reset(); }
+  // Nothing touches memory any more. Addresses have been removed, and registrations end after this
+  // and before the domain: the only order that every provider bears.
+  void shut() {
+    ep_.reset();
+    cq_.reset();
+    av_.reset();
+  }
 
   fid_ep* ep() const { return ep_.get(); }
   fid_cq* cq() const { return cq_.get(); }

@@ -83,6 +83,7 @@ Status FabricLink::prepare() {
 
 FabricLink::~FabricLink() {
   say_goodbye_to_all();
+  for (Peer* const peer : order_) remove_address(*peer);
   endpoint_->shut();
 }
 

@@ -114,6 +114,8 @@ class FabricLink final : public Link {
   void lose(Peer& peer, Fault fault, int error, int provider_error);
   void begin_close(Peer& peer, Code code);
   bool step_closing(Peer& peer, std::int64_t now_ns, Sink& sink);
+  bool fence(Peer& peer, std::int64_t now_ns);
+  void say_goodbye(const Peer& peer, std::uint64_t value);
   void say_goodbye_to_all();
   Status insert_address(Peer& peer, const std::vector<std::byte>& bytes);
   void remove_address(Peer& peer);

@@ -10,6 +10,7 @@ namespace {
 constexpr std::uint32_t kDoorbellRun = 16;  // operations behind one doorbell at most
 constexpr int kReadsPerPoll = 8;
 constexpr std::size_t kEntries = 16;
+constexpr std::int64_t kGreetAgainNs = 5'000'000;
 
 }  // namespace
 
@@ -236,7 +237,10 @@ void FabricLink::complete(Operation& operation, const fi_cq_err_entry* error) {
       finish(*peer, done.batch, slot.ending ? slot.code : Code::ok);
     }
   }
-  if (error != nullptr && about(fault).peer_lost) {
+  if (error != nullptr && fault == Fault::unknown_peer && peer->state == PeerState::connecting) {
+    // Its device turns us away until its Link has taken our offer: said again until the deadline.
+    peer->hello_ns = context_.clock.now_ns() + kGreetAgainNs;
+  } else if (error != nullptr && about(fault).peer_lost) {
     lose(*peer, fault, error->err, error->prov_errno);
   }
 }

@@ -173,6 +173,7 @@ void FabricLink::on_control(PeerId id, std::span<const std::byte> bytes) {
     if (peer != nullptr) strangers_[static_cast<std::size_t>(Stranger::malformed)].add();
     return;
   }
+  peer->released = peer->released || message.value == kGoodbyeReleased;
   begin_close(*peer, Code::peer_lost);
 }
 
@@ -180,13 +181,17 @@ void FabricLink::close_peer(PeerId id) {
   Peer* const peer = find_peer(id);
   if (peer == nullptr || peer->closed_here) return;
   peer->closed_here = true;
-  if (peer->accepted && peer->state != PeerState::closing) {
-    const PeerMessage message = message_to(peer->remote, MessageType::goodbye);
-    // Nobody is there to tell when it fails: the control connection has ended.
-    [[maybe_unused]] const Status status =
-        context_.control.send(id, std::as_bytes(std::span(&message, 1)));
-  }
+  if (peer->state != PeerState::closing) say_goodbye(*peer, 0);
   begin_close(*peer, Code::aborted);
+}
+
+// Over the control channel: it outlives what the fabric has lost.
+void FabricLink::say_goodbye(const Peer& peer, std::uint64_t value) {
+  if (!peer.accepted) return;
+  const PeerMessage message = message_to(peer.remote, MessageType::goodbye, value);
+  // Nobody is there to tell when it fails: the control connection has ended.
+  [[maybe_unused]] const Status status =
+      context_.control.send(peer.id, std::as_bytes(std::span(&message, 1)));
 }
 
 void FabricLink::lose(Peer& peer, Fault fault, int error, int provider_error) {
@@ -225,12 +230,38 @@ bool FabricLink::step_closing(Peer& peer, std::int64_t now_ns, Sink& sink) {
   // Batches have no deadline here: their memory is the provider's until it says otherwise.
   if (peer.batches_open > 0 || sink.left() == 0) return false;
   if (peer.operations > 0 && now_ns < peer.deadline_ns) return false;
+  if (!peer.said_released) say_goodbye(peer, kGoodbyeReleased);
+  peer.said_released = true;
+  if (!fence(peer, now_ns)) return false;
   sink.next(Event::Kind::peer_down, peer.id).code = peer.down_code;
   remove_address(peer);
   std::erase(order_, &peer);
   --unsettled_;
   remotes_.erase_all_of(peer.id);
   peers_.erase(peer.id.value);
+  return true;
+}
+
+// What shuts a peer out is that its address is gone. Where another peer has the same one, only its
+// own word says that it has let go; without that the others have to go, too. Whom we never heard
+// was never told that it may write.
+bool FabricLink::fence(Peer& peer, std::int64_t now_ns) {
+  const auto known = addresses_.find(peer.address_bytes);
+  if (device_.fence != Fence::av_remove || known == addresses_.end() || !peer.heard ||
+      peer.released || known->second.uses == 1) {
+    return true;
+  }
+  if (now_ns < peer.deadline_ns) return false;
+  for (Peer* const other : order_) {
+    if (other != &peer && other->address_bytes == peer.address_bytes) {
+      lose(*other, Fault::unresponsive, FI_ETIMEDOUT, 0);
+    }
+  }
+  [[maybe_unused]] const int result = ::fi_av_remove(endpoint_->av(), &known->second.address, 1, 0);
+  for (Peer* const other : order_) {
+    if (other->address_bytes == peer.address_bytes) other->address = FI_ADDR_UNSPEC;
+  }
+  addresses_.erase(known);
   return true;
 }
 

@@ -26,5 +26,7 @@ Result<Offer> decode_offer(std::span<const std::byte> blob);
 // The value of a hello.
 inline constexpr std::uint64_t kHelloHeard = 1;  // I have heard you
 inline constexpr std::uint64_t kHelloUp = 2;     // … and you me
+// `value` of a goodbye: nothing of the sender's is under way to the receiver any more, for ever.
+inline constexpr std::uint64_t kGoodbyeReleased = 1;
 
 }  // namespace kvl::libfabric
