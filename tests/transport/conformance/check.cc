@@ -22,6 +22,8 @@ constexpr Exception kExceptions[] = {
     {"libfabric(tcp)", "device_memory", kNoHmem},
     {"verbs", "device_memory", kNoDmabuf},
     {"verbs(fake)", "device_memory", kNoDmabuf},
+    {"libfabric(fake_efa)", "device_memory", kNoHmem},
+    {"libfabric(fake_efa)", "post_and_poll_do_not_allocate", "its packets live in this process"},
 };
 
 // Kinds of device that a transport has only when it is asked for them.
@@ -30,6 +32,7 @@ struct Flavour {
 };
 constexpr Flavour kFlavours[] = {
     {"libfabric", "tcp", "libfabric.providers"},
+    {"libfabric", kFakeEfa, ""},
 };
 
 }  // namespace
@@ -52,6 +55,7 @@ std::vector<Variant> all_kinds() {
       flavours = true;
       all.push_back(plain);
       all.back().flavour = flavour.name;
+      if (flavour.setting.empty()) continue;
       all.back().flags = {{std::string(flavour.setting), std::string(flavour.name)}};
     }
     if (!flavours) all.push_back(plain);
@@ -60,7 +64,7 @@ std::vector<Variant> all_kinds() {
 }
 
 std::string missing_here(const Variant& variant) {
-  if (variant.transport == "sim") return "";
+  if (variant.transport == "sim" || variant.flavour == kFakeEfa) return "";
   const std::unique_ptr<Transport> transport = make_transport_of(variant);
   return transport->devices().empty() ? transport->why_unusable() : "";
 }
@@ -69,10 +73,14 @@ std::string run_check(const Check& check, const Variant& variant, std::uint64_t 
   // Links may say aloud that a peer died or sent nonsense: that is what is done to them here.
   const test::ExpectLog expected("");
   try {
-    Harness harness(variant, seed);
-    check.run(harness);
-    harness.finish();
-    return "";
+    std::function<std::string()> violations;
+    {
+      Harness harness(variant, seed);
+      violations = harness.violations();
+      check.run(harness);
+      harness.finish();
+    }
+    return violations();
   } catch (const Broken& broken) {
     return broken.why;
   }
@@ -81,6 +89,9 @@ std::string run_check(const Check& check, const Variant& variant, std::uint64_t 
 std::string not_applicable(const Check& check, const Variant& variant) {
   if (variant.transport == "sim" && variant.mode != Mode::one_thread) {
     return "one thread drives the whole simulated world";
+  }
+  if (variant.flavour == kFakeEfa && variant.mode == Mode::processes) {
+    return "the fake EFA lives in one process";
   }
   for (const Exception& exception : kExceptions) {
     if (exception.transport == variant.kind() && exception.check == check.name) {

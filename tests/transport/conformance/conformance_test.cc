@@ -74,6 +74,8 @@ class Table : public testing::Environment {
       reasons_.insert(variant.kind() + ": " +
                       (variant.transport == "sim" && variant.mode != Mode::one_thread
                            ? "threads, processes"
+                       : variant.flavour == kFakeEfa && variant.mode == Mode::processes
+                           ? "processes"
                            : std::string(check.name)) +
                       ": " + reason);
     }

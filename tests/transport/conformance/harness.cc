@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "transport/libfabric/fabric_transport.h"
+
 namespace kvl::conformance {
 
 bool emulated() { return std::getenv("RDMA_VM") != nullptr; }
@@ -43,7 +45,27 @@ Status Side::post(std::uint64_t link, const BatchSpec& spec) {
   return status;
 }
 
-Harness::Harness(const Variant& variant, std::uint64_t seed) : variant_(variant), random_(seed) {
+namespace {
+
+// The fake EFA belongs to one run, as a simulated world does.
+Variant with_fabric(Variant variant, std::uint64_t seed) {
+  if (variant.flavour == kFakeEfa) {
+    test::FakeOptions options;
+    options.seed = seed;
+    variant.fake_efa = std::make_shared<test::FakeProvider>(options);
+    variant.make = [fake = variant.fake_efa] {
+      libfabric::FabricConfig config;
+      config.connect_timeout_ms = 1500;
+      return libfabric::make_transport(config, fake->api());
+    };
+  }
+  return variant;
+}
+
+}  // namespace
+
+Harness::Harness(const Variant& variant, std::uint64_t seed)
+    : variant_(with_fabric(variant, seed)), random_(seed) {
   if (variant.transport == "sim") {
     sim::SimOptions options;
     options.seed = seed;
@@ -55,22 +77,29 @@ Harness::Harness(const Variant& variant, std::uint64_t seed) : variant_(variant)
   }
   // The other side first: a child process inherits nothing of ours.
   if (variant.mode == Mode::one_thread) {
-    sides_[1].local_ = std::make_unique<SideServer>(variant, 1, world_.get());
+    sides_[1].local_ = std::make_unique<SideServer>(variant_, 1, world_.get());
   } else {
     const auto mode = variant.mode == Mode::threads ? test::PeerGroup::Mode::threads
                                                     : test::PeerGroup::Mode::processes;
-    sides_[1].group_ = std::make_unique<test::PeerGroup>(mode, [variant](UniqueFd fd) {
+    sides_[1].group_ = std::make_unique<test::PeerGroup>(mode, [variant = variant_](UniqueFd fd) {
       FrameSocket socket(fd.get());
       SideServer(variant, 1, nullptr).serve(socket);
       return 0;
     });
     sides_[1].socket_ = std::make_unique<FrameSocket>(sides_[1].group_->socket());
   }
-  sides_[0].local_ = std::make_unique<SideServer>(variant, 0, world_.get());
+  sides_[0].local_ = std::make_unique<SideServer>(variant_, 0, world_.get());
   a_clock_ = &sides_[0].local_->clock();
 }
 
 Harness::~Harness() = default;
+
+std::function<std::string()> Harness::violations() const {
+  return [fabric = variant_.fake_efa] {
+    const std::vector<std::string> all = fabric ? fabric->violations() : std::vector<std::string>{};
+    return all.empty() ? "" : "the fake EFA: " + all.front();
+  };
+}
 
 void Harness::record(Side& side, std::uint64_t link, const Seen& seen) {
   side.seen_[link].push_back(seen);

@@ -133,6 +133,8 @@ class Harness {
   Side& b() { return sides_[1]; }
   const Variant& variant() const { return variant_; }
   bool simulated() const { return world_ != nullptr; }
+  // What the fake EFA has to say against its user, also of how it was closed.
+  std::function<std::string()> violations() const;
   std::mt19937_64& random() { return random_; }
   std::uint64_t below(std::uint64_t bound) { return random_() % bound; }
 

@@ -21,10 +21,14 @@
 #include "tests/support/deferred_memory_ops.h"
 #include "tests/transport/conformance/frame_socket.h"
 #include "tests/transport/conformance/rpc.h"
+#include "tests/transport/libfabric/fake_provider.h"
 #include "transport/fault/fault_plan.h"
 #include "transport/sim/sim_world.h"
 
 namespace kvl::conformance {
+
+// The kind of device that every run makes anew.
+inline constexpr std::string_view kFakeEfa = "fake_efa";
 
 // How the two sides of a test live together.
 enum class Mode : std::uint8_t { one_thread, threads, processes };
@@ -42,6 +46,8 @@ struct Variant {
   bool encrypted = false;  // sessions have a key, and bytes are sealed
   // One transport with several kinds of device: "libfabric" over "tcp", and its settings.
   std::string flavour;
+  // … or over the fake EFA, which both sides share.
+  std::shared_ptr<test::FakeProvider> fake_efa;
   std::vector<std::pair<std::string, std::string>> flags;
 
   // Not the registry's: over a device of the test's own.

@@ -21,13 +21,18 @@ namespace libfabric {
 namespace {
 
 using test::ExpectLog;
+using test::FakeOptions;
 using test::FakeProvider;
 using Side = test::LinkSide;
 
 class FabricLinkTest : public ::testing::Test {
  protected:
   void open(const std::string& provider, std::int64_t op_bytes = 4096) {
-    fake = std::make_unique<FakeProvider>(provider);
+    FakeOptions options;
+    options.provider = provider;
+    options.again = options.late = 0;  // where a test says so, and nowhere else
+    options.delay_max = 1;
+    fake = std::make_unique<FakeProvider>(options);
     FabricConfig config;
     config.providers = provider;
     config.op_bytes = op_bytes;
@@ -145,8 +150,7 @@ TEST_F(FabricLinkTest, DoorbellIsRungWhenNothingFollows) {
 
 TEST_F(FabricLinkTest, StaleKeyFailsItsBatchAlone) {
   open("efa");
-  fake->fail_error = FI_EIO;
-  fake->fail_provider_error = 7;
+  fake->fail_status = 7;
   EXPECT_EQ(end_of(post(4)), Code::permission);
   EXPECT_EQ(a->metric("kvlane_libfabric_faults_total stale_key"), 1.0);
   EXPECT_EQ(end_of(post(4)), Code::ok);
@@ -161,8 +165,7 @@ TEST_F(FabricLinkTest, ErrorsOfAPeerLoseIt) {
   for (const auto& [status, cause] : cases) {
     const ExpectLog expected("libfabric.peer_lost");
     open("efa");
-    fake->fail_error = FI_EIO;
-    fake->fail_provider_error = status;
+    fake->fail_status = status;
     EXPECT_NE(end_of(post(4)), Code::ok);
     EXPECT_TRUE(run([&] { return a->find(Event::Kind::peer_down) != nullptr; }));
     EXPECT_EQ(a->find(Event::Kind::peer_down)->code, Code::peer_lost);
@@ -193,9 +196,8 @@ TEST_F(FabricLinkTest, StrangersAreCountedAndDropped) {
 TEST(FabricDevices, EfaIsAskedInOrder) {
   FabricConfig config;
   {
-    FakeProvider fake("efa");
-    fake.direct_needs_mode = FI_RX_CQ_DATA;
-    fake.offers_delivery_complete = false;
+    FakeProvider fake;
+    fake.options.direct_mode = FI_RX_CQ_DATA;
     const auto transport = make_transport(config, fake.api());
     ASSERT_EQ(transport->devices().size(), 1U) << transport->why_unusable();
     EXPECT_EQ(transport->devices().front().domain, "efa/efa-direct");
@@ -205,8 +207,8 @@ TEST(FabricDevices, EfaIsAskedInOrder) {
     EXPECT_EQ(fake.asked[0].fabric, "efa-direct");
     EXPECT_EQ(fake.asked[3].mode, FI_CONTEXT2 | FI_RX_CQ_DATA);
   }
-  FakeProvider fake("efa");
-  fake.offers_direct = false;
+  FakeProvider fake;
+  fake.options.direct = false;
   const auto transport = make_transport(config, fake.api());
   ASSERT_EQ(transport->devices().size(), 1U);
   EXPECT_EQ(transport->devices().front().domain, "efa/efa");
