@@ -25,8 +25,10 @@ std::size_t open_descriptors() {
   return count;
 }
 
+const std::string kFakeName = "libfabric_" + std::string(kFakeEfa);
+
 std::vector<std::string> transports() {
-  std::vector<std::string> names{"sim"};
+  std::vector<std::string> names{"sim", kFakeName};
   for (const auto& transport : make_transports(Settings{})) {
     // Where there is no device there is nothing to make fail.
     if (!transport->devices().empty()) names.emplace_back(transport->name());
@@ -38,9 +40,16 @@ class FaultSweep : public testing::TestWithParam<std::tuple<std::string, bool>> 
  protected:
   void SetUp() override {
     options_.transport = std::get<0>(GetParam());
+    if (options_.transport == kFakeName) {
+      options_.transport = "libfabric";
+      options_.flavour = kFakeEfa;
+    }
     options_.device_memory = std::get<1>(GetParam());
     if (options_.transport == "sim" && options_.device_memory) {
       GTEST_SKIP() << "sim simulates a NIC of host memory";
+    }
+    if (!options_.flavour.empty() && options_.device_memory) {
+      GTEST_SKIP() << "memory of a GPU is the NIC's to register (FI_HMEM)";
     }
     // The first run fills what is kept for ever (log, registries).
     const SessionResult clean = run(FaultPlan{});

@@ -216,8 +216,11 @@ SessionResult run_session(const SessionOptions& options,
   const test::ExpectLog expected("");  // Links may complain of what is done to them
   SessionResult result;
   Variant variant{options.transport, true, Mode::one_thread, {}, std::move(faults)};
+  variant.flavour = options.flavour;
+  std::function<std::string()> violations;
   try {
     Harness harness(variant, 1);
+    violations = harness.violations();
     Session session(options, harness);
     std::vector<std::string> reports;
     try {
@@ -232,6 +235,7 @@ SessionResult run_session(const SessionOptions& options,
   } catch (const Broken& broken) {
     result.broken = broken.why;
   }
+  if (result.broken.empty()) result.broken = violations();
   return result;
 }
 
