@@ -42,6 +42,7 @@ enum class MessageType : std::uint8_t {
   forget = 3,   // the memory with serial `value` is gone
   goodbye = 4,  // the sender closes; over the control channel where there is one
   nothing = 5,
+  clear = 6,    // over the control channel: no operation from before this session is under way
 };
 
 struct PeerMessage {

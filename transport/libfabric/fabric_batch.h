@@ -63,6 +63,8 @@ struct Peer {
   bool closed_here = false;
   bool released = false;  // the other side has let go of our memory
   bool said_released = false;
+  bool said_clear = false;
+  bool fenced = false;  // its address is gone, as far as it may be
   fi_addr_t address = FI_ADDR_UNSPEC;
   std::string address_bytes;
   Code down_code = Code::ok;

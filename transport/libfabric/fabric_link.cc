@@ -157,6 +157,10 @@ void FabricLink::run_peers(Sink& sink) {
   for (std::size_t i = 0; i < order_.size(); ++i) {
     Peer& peer = *order_[(turn_ + i) % order_.size()];
     if (peer.state == PeerState::up && !peer.up_announced) announce(peer, sink);
+    if (peer.state == PeerState::connecting && !peer.said_clear && is_clear(peer)) {
+      say(peer, MessageType::clear, 0);
+      peer.said_clear = true;
+    }
     if (peer.accepted && peer.hello_ns <= now_ns) greet(peer, now_ns);
     while (peer.state == PeerState::up && !peer.owed.empty() &&
            post_message(peer, peer.owed.front().type, peer.owed.front().value) == Posted::yes) {
@@ -221,7 +225,8 @@ bool FabricLink::arm() {
   if (!done_.empty() || arrived_count_ > 0 || memory_.has_forgotten()) return false;
   for (Peer* const peer : order_) {
     if (peer->state == PeerState::up && !peer->up_announced) return false;
-    if (peer->state == PeerState::closing && peer->batches_open == 0 && peer->operations == 0) {
+    if (peer->state == PeerState::closing && peer->batches_open == 0 && peer->operations == 0 &&
+        (!peer->said_released || peer->fenced)) {
       return false;
     }
     if (stalled_) continue;  // next_timer_ns() sees to it

@@ -10,6 +10,7 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -115,9 +116,12 @@ class FabricLink final : public Link {
   void begin_close(Peer& peer, Code code);
   bool step_closing(Peer& peer, std::int64_t now_ns, Sink& sink);
   bool fence(Peer& peer, std::int64_t now_ns);
-  void say_goodbye(const Peer& peer, std::uint64_t value);
+  void say(const Peer& peer, MessageType type, std::uint64_t value);
+  bool is_clear(const Peer& peer) const;
+  void hear_clear(Peer& peer);
+  void forbid(const std::string& address);
   void say_goodbye_to_all();
-  Status insert_address(Peer& peer, const std::vector<std::byte>& bytes);
+  Status insert_address(Peer& peer);
   void remove_address(Peer& peer);
 
   // fabric_names.cc
@@ -146,6 +150,9 @@ class FabricLink final : public Link {
   SlotMap<std::unique_ptr<Peer>> peers_;
   std::vector<Peer*> order_;
   std::map<std::string, Address> addresses_;  // by what fi_getname said
+  // Removed without the owner's word that it has let go: inserted again they would let in what is
+  // still under way from before. The oldest first.
+  std::deque<std::string> forbidden_;
   RemoteMemories remotes_;
   FabricMemory::Forgotten forgotten_;
   SlotPool<BatchSlot> pool_;
@@ -155,6 +162,7 @@ class FabricLink final : public Link {
   std::uint32_t under_way_ = 0;  // operations
   std::uint32_t unsettled_ = 0;  // peers that connect or close
   std::uint64_t under_way_bytes_ = 0;
+  bool drained_ = false;            // everything that had arrived by this poll was taken
   bool stalled_ = false;            // the provider could not take an operation
   std::uint64_t doorbell_for_ = 0;  // the peer whose last operation said that more would follow
 

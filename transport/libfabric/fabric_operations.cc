@@ -179,6 +179,7 @@ void FabricLink::ring_doorbell() {
 }
 
 void FabricLink::drain_completions() {
+  drained_ = false;
   std::array<fi_cq_msg_entry, kEntries> entries;
   for (int i = 0; i < kReadsPerPoll; ++i) {
     const ssize_t count = ::fi_cq_read(endpoint_->cq(), entries.data(), entries.size());
@@ -190,6 +191,7 @@ void FabricLink::drain_completions() {
       }
       continue;
     }
+    drained_ = count == -FI_EAGAIN;
     if (count <= 0) return;
     for (std::size_t k = 0; k < static_cast<std::size_t>(count); ++k) {
       Operation* const operation = static_cast<Operation*>(entries.at(k).op_context);
@@ -245,9 +247,10 @@ void FabricLink::complete(Operation& operation, const fi_cq_err_entry* error) {
   }
 }
 
-// No more of it is posted; its first failure is its code.
+// No more of it is posted; its first failure is its code. But a loss counts more than a cancel: who
+// has lost the peer does not know what still lands there.
 void FabricLink::fail_batch(Peer& peer, BatchSlot& slot, Code code) {
-  if (slot.ending) return;
+  if (slot.ending && !(code == Code::peer_lost && slot.code == Code::aborted)) return;
   slot.ending = true;
   slot.code = peer.state == PeerState::closing ? peer.down_code : code;
 }
@@ -272,7 +275,8 @@ void FabricLink::take_messages(Sink& sink) {
     if (!decode({bytes, std::min<std::size_t>(receives_[i].bytes, sizeof(message))}, message)) {
       strangers_[static_cast<std::size_t>(Stranger::malformed)].add();
     } else if (!take_message(message, sink)) {
-      return;  // no room for its event
+      drained_ = false;  // no room for its event
+      return;
     }
     arrived_first_ = (arrived_first_ + 1) % arrived_.size();
     --arrived_count_;

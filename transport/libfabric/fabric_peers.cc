@@ -12,6 +12,7 @@ namespace {
 constexpr std::int64_t kMs = 1'000'000;
 constexpr std::int64_t kHelloEveryNs = 50 * kMs;
 constexpr std::int64_t kGoodbyeNs = 50 * kMs;
+constexpr std::size_t kForbiddenMax = 4096;
 
 }  // namespace
 
@@ -43,7 +44,12 @@ Status FabricLink::accept(PeerId id, std::span<const std::byte> remote_offer) {
   }
   Result<Offer> offer = decode_offer(remote_offer);
   if (!offer.ok()) return offer.status();
-  KVL_TRY(insert_address(*peer, offer->address));
+  const std::string address(reinterpret_cast<const char*>(offer->address.data()),
+                            offer->address.size());
+  const bool forbidden =
+      std::find(forbidden_.begin(), forbidden_.end(), address) != forbidden_.end();
+  peer->address_bytes = address;
+  if (!forbidden) KVL_TRY(insert_address(*peer));
   peer->remote = offer->token;
   peer->accepted = true;
   peer->state = PeerState::connecting;
@@ -51,17 +57,39 @@ Status FabricLink::accept(PeerId id, std::span<const std::byte> remote_offer) {
   const std::int64_t now_ns = context_.clock.now_ns();
   peer->deadline_ns = now_ns + config_.connect_timeout_ms * kMs;
   // The passive side speaks when it is spoken to: it dials no address that it was merely told.
-  if (peer->role == PeerRole::active || peer->heard) peer->hello_ns = now_ns;
+  if (peer->address != FI_ADDR_UNSPEC && (peer->role == PeerRole::active || peer->heard)) {
+    peer->hello_ns = now_ns;
+  }
   return {};
 }
 
-Status FabricLink::insert_address(Peer& peer, const std::vector<std::byte>& bytes) {
-  if (bytes.empty()) return {Code::invalid_argument, "an offer without an address"};
+// No operation of a former session is under way to that address any more.
+bool FabricLink::is_clear(const Peer& peer) const {
+  return std::none_of(order_.begin(), order_.end(), [&](const Peer* other) {
+    return other->state == PeerState::closing && other->operations > 0 &&
+           other->address_bytes == peer.address_bytes;
+  });
+}
+
+void FabricLink::hear_clear(Peer& peer) {
+  if (peer.state != PeerState::connecting || peer.address != FI_ADDR_UNSPEC) return;
+  std::erase(forbidden_, peer.address_bytes);
+  if (!insert_address(peer).ok()) return begin_close(peer, Code::unavailable);
+  if (peer.role == PeerRole::active || peer.heard) peer.hello_ns = context_.clock.now_ns();
+}
+
+void FabricLink::forbid(const std::string& address) {
+  if (forbidden_.size() >= kForbiddenMax) forbidden_.pop_front();
+  forbidden_.push_back(address);
+}
+
+Status FabricLink::insert_address(Peer& peer) {
+  const std::string& key = peer.address_bytes;
+  if (key.empty()) return {Code::invalid_argument, "an offer without an address"};
   // One entry for all peers at one address: a provider may answer the same number twice.
-  const std::string key(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   Address& known = addresses_[key];
   if (known.uses == 0) {
-    const int count = ::fi_av_insert(endpoint_->av(), bytes.data(), 1, &known.address, 0, nullptr);
+    const int count = ::fi_av_insert(endpoint_->av(), key.data(), 1, &known.address, 0, nullptr);
     if (count != 1 || known.address == FI_ADDR_NOTAVAIL) {
       addresses_.erase(key);
       return {Code::invalid_argument, "the provider does not take this address"};
@@ -69,15 +97,16 @@ Status FabricLink::insert_address(Peer& peer, const std::vector<std::byte>& byte
   }
   ++known.uses;
   peer.address = known.address;
-  peer.address_bytes = key;
   return {};
 }
 
 void FabricLink::remove_address(Peer& peer) {
   const auto known = addresses_.find(peer.address_bytes);
-  if (known == addresses_.end() || --known->second.uses > 0) return;
+  if (std::exchange(peer.address, FI_ADDR_UNSPEC) == FI_ADDR_UNSPEC) return;
+  if (--known->second.uses > 0) return;
   [[maybe_unused]] const int result = ::fi_av_remove(endpoint_->av(), &known->second.address, 1, 0);
   addresses_.erase(known);
+  if (device_.fence == Fence::av_remove && peer.heard && !peer.released) forbid(peer.address_bytes);
 }
 
 void FabricLink::greet(Peer& peer, std::int64_t now_ns) {
@@ -94,7 +123,7 @@ void FabricLink::greet(Peer& peer, std::int64_t now_ns) {
 void FabricLink::hear_hello(Peer& peer, std::uint64_t flags) {
   peer.heard = true;
   if (peer.state == PeerState::connecting && (flags & kHelloHeard) != 0) come_up(peer);
-  if (peer.accepted && (flags & kHelloUp) == 0) peer.hello_ns = 0;  // at once
+  if (peer.address != FI_ADDR_UNSPEC && (flags & kHelloUp) == 0) peer.hello_ns = 0;  // at once
 }
 
 void FabricLink::come_up(Peer& peer) {
@@ -143,7 +172,7 @@ bool FabricLink::take_message(const PeerMessage& message, Sink& sink) {
         peer->heard = true;
         come_up(*peer);
       }
-      if (peer->state == PeerState::opened || peer->closed_here) return true;
+      if (peer->state == PeerState::opened) return true;
       if (!peer->up_announced) announce(*peer, sink);
       if (sink.left() == 0) return false;
       {
@@ -160,6 +189,7 @@ bool FabricLink::take_message(const PeerMessage& message, Sink& sink) {
       begin_close(*peer, Code::peer_lost);
       return true;
     case MessageType::nothing:
+    case MessageType::clear:
       return true;
   }
   return true;
@@ -168,11 +198,13 @@ bool FabricLink::take_message(const PeerMessage& message, Sink& sink) {
 void FabricLink::on_control(PeerId id, std::span<const std::byte> bytes) {
   Peer* const peer = find_peer(id);
   PeerMessage message;
-  if (peer == nullptr || !decode(bytes, message) || message.type != MessageType::goodbye ||
-      !is_for(message, peer->token)) {
+  const bool known = peer != nullptr && decode(bytes, message) &&
+                     (message.type == MessageType::goodbye || message.type == MessageType::clear);
+  if (!known || !is_for(message, peer->token)) {
     if (peer != nullptr) strangers_[static_cast<std::size_t>(Stranger::malformed)].add();
     return;
   }
+  if (message.type == MessageType::clear) return hear_clear(*peer);
   peer->released = peer->released || message.value == kGoodbyeReleased;
   begin_close(*peer, Code::peer_lost);
 }
@@ -181,14 +213,14 @@ void FabricLink::close_peer(PeerId id) {
   Peer* const peer = find_peer(id);
   if (peer == nullptr || peer->closed_here) return;
   peer->closed_here = true;
-  if (peer->state != PeerState::closing) say_goodbye(*peer, 0);
+  if (peer->state != PeerState::closing) say(*peer, MessageType::goodbye, 0);
   begin_close(*peer, Code::aborted);
 }
 
 // Over the control channel: it outlives what the fabric has lost.
-void FabricLink::say_goodbye(const Peer& peer, std::uint64_t value) {
+void FabricLink::say(const Peer& peer, MessageType type, std::uint64_t value) {
   if (!peer.accepted) return;
-  const PeerMessage message = message_to(peer.remote, MessageType::goodbye, value);
+  const PeerMessage message = message_to(peer.remote, type, value);
   // Nobody is there to tell when it fails: the control connection has ended.
   [[maybe_unused]] const Status status =
       context_.control.send(peer.id, std::as_bytes(std::span(&message, 1)));
@@ -230,11 +262,15 @@ bool FabricLink::step_closing(Peer& peer, std::int64_t now_ns, Sink& sink) {
   // Batches have no deadline here: their memory is the provider's until it says otherwise.
   if (peer.batches_open > 0 || sink.left() == 0) return false;
   if (peer.operations > 0 && now_ns < peer.deadline_ns) return false;
-  if (!peer.said_released) say_goodbye(peer, kGoodbyeReleased);
+  if (!peer.said_released) say(peer, MessageType::goodbye, kGoodbyeReleased);
   peer.said_released = true;
-  if (!fence(peer, now_ns)) return false;
+  if (!peer.fenced) {
+    peer.fenced = fence(peer, now_ns);
+    return false;
+  }
+  // A sender has been told that its note arrived: what came before the fence is shown.
+  if (!drained_ && now_ns < peer.deadline_ns) return false;
   sink.next(Event::Kind::peer_down, peer.id).code = peer.down_code;
-  remove_address(peer);
   std::erase(order_, &peer);
   --unsettled_;
   remotes_.erase_all_of(peer.id);
@@ -247,21 +283,16 @@ bool FabricLink::step_closing(Peer& peer, std::int64_t now_ns, Sink& sink) {
 // was never told that it may write.
 bool FabricLink::fence(Peer& peer, std::int64_t now_ns) {
   const auto known = addresses_.find(peer.address_bytes);
-  if (device_.fence != Fence::av_remove || known == addresses_.end() || !peer.heard ||
-      peer.released || known->second.uses == 1) {
-    return true;
-  }
-  if (now_ns < peer.deadline_ns) return false;
-  for (Peer* const other : order_) {
-    if (other != &peer && other->address_bytes == peer.address_bytes) {
+  const bool alone = known == addresses_.end() || known->second.uses == 1;
+  if (device_.fence == Fence::av_remove && peer.heard && !peer.released && !alone) {
+    if (now_ns < peer.deadline_ns) return false;
+    for (Peer* const other : order_) {
+      if (other == &peer || other->address_bytes != peer.address_bytes) continue;
       lose(*other, Fault::unresponsive, FI_ETIMEDOUT, 0);
+      remove_address(*other);
     }
   }
-  [[maybe_unused]] const int result = ::fi_av_remove(endpoint_->av(), &known->second.address, 1, 0);
-  for (Peer* const other : order_) {
-    if (other->address_bytes == peer.address_bytes) other->address = FI_ADDR_UNSPEC;
-  }
-  addresses_.erase(known);
+  remove_address(peer);
   return true;
 }
 

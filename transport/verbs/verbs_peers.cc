@@ -136,6 +136,7 @@ bool VerbsLink::take_message(const PeerMessage& message, std::uint32_t queue_pai
       begin_close(*peer, Code::peer_lost);
       return true;
     case MessageType::nothing:
+    case MessageType::clear:
       return true;
   }
   return true;
