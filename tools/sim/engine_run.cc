@@ -74,6 +74,7 @@ class Cluster {
  public:
   explicit Cluster(const RunOptions& options)
       : options_(options), world_(world_options(options)), random_(options.seed * 7919 + 1) {
+    if (options.transport) make_transport_ = options.transport(world_);
     nodes_.resize(options.engines);
     for (std::uint32_t i = 0; i < options.engines; ++i) {
       nodes_[i].memory.assign(std::size_t{kSlots} * kSlotBytes, kGap);
@@ -82,7 +83,10 @@ class Cluster {
     }
   }
   ~Cluster() {
-    for (Node& node : nodes_) node.engine.reset();
+    for (std::uint32_t i = 0; i < nodes_.size(); ++i) {
+      world_.crash(i, sim::Crash::machine);  // time stands still: nobody waits for an answer
+      nodes_[i].engine.reset();
+    }
   }
 
   RunReport run() {
@@ -142,7 +146,9 @@ class Cluster {
     EngineWorld world;
     world.clock = &world_.clock();
     world.control = std::make_unique<sim::SimControlNet>(world_, index);
-    world.transports.push_back(std::make_unique<sim::SimTransport>(world_, index, devices()));
+    world.transports.push_back(make_transport_
+                                   ? make_transport_(index, devices())
+                                   : std::make_unique<sim::SimTransport>(world_, index, devices()));
     world.seed = options_.seed * 1000 + std::uint64_t{index} * 100 + ++node.life;
     world.pid = world_.pid(index);
     world.open_process = [this](std::int32_t pid) { return world_.open_process(pid); };
@@ -491,6 +497,7 @@ class Cluster {
   const RunOptions options_;
   sim::SimWorld world_;
   std::mt19937_64 random_;
+  MakeTransport make_transport_;
   std::deque<Node> nodes_;
   std::map<std::uint64_t, std::unique_ptr<Pending>> pending_;
   std::map<std::uint64_t, TransferId> ids_;

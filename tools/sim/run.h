@@ -2,17 +2,26 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "kvl/transport.h"
+#include "transport/sim/sim_world.h"
+
 namespace kvl::simulation {
 
 // serving: prefill and decode ranks with engine, handoff, page pool and rendezvous client.
 // engines: engines alone, with random transfers in both directions.
 enum class World : std::uint8_t { serving, engines };
+
+// The transport of a node's next process, with so many devices.
+using MakeTransport =
+    std::function<std::unique_ptr<Transport>(sim::NodeId node, std::uint32_t devices)>;
 
 struct RunOptions {
   std::uint64_t seed = 1;
@@ -33,6 +42,8 @@ struct RunOptions {
   // engines
   std::uint32_t engines = 3;
   std::uint32_t transfers = 80;  // submitted in all
+  // What carries their bytes over the run's network; empty: the simulator's own transport.
+  std::function<MakeTransport(sim::SimWorld&)> transport;
 };
 
 struct RunReport {

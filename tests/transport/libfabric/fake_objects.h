@@ -88,6 +88,7 @@ struct Op {
   std::uint32_t data = 0;
   std::uint64_t left = 0;    // segments without an answer
   std::uint64_t placed = 0;  // … not yet there
+  bool flushed = false;      // its device has died: it sends no more
   int status = 0;            // the first bad answer
   int tries = 0;             // of a message, for a receive
 };

@@ -160,7 +160,8 @@ ssize_t read_queue(fid_cq* fid, void* out, std::size_t count) {
     // The device is gone: what it had is flushed.
     const auto ops = std::exchange(cq.ep->ops, {});
     for (const std::shared_ptr<Op>& op : ops) {
-      op->status = 1;
+      op->status = 1;  // FLUSHED
+      op->flushed = true;
       world.finish(op);
     }
   }

@@ -17,7 +17,7 @@ constexpr std::uint64_t kLostTicks = 60;  // until a device gives up
 constexpr std::uint64_t kPacketsPerTick = 16;
 
 // Statuses of the device.
-constexpr int kFlushed = 1, kBadAddress = 7, kBadQueuePair = 9, kNotReady = 10, kUnresponsive = 13,
+constexpr int kBadAddress = 7, kBadQueuePair = 9, kNotReady = 10, kUnresponsive = 13,
               kUnknownPeer = 14, kUnreachable = 15;
 
 }  // namespace
@@ -147,11 +147,11 @@ void FakeProvider::send_segment(const std::shared_ptr<Op>& op, std::uint64_t off
   carry(
       op->from.place, op->to.place, kHeaderBytes + bytes,
       [this, op, offset, bytes, early = std::move(early)] {
+        if (op->flushed || (early.empty() && bytes > 0 && op->ep == nullptr)) return;  // never left
         Ep* target = nullptr;
         std::byte* there = nullptr;
         int status = admit(*op, target);
         if (status == 0) status = admit_memory(*op, *target, there);
-        if (early.empty() && bytes > 0 && op->ep == nullptr) return;  // never left
         if (status == 0) {
           const std::byte* const from = early.empty() ? op->local + offset : early.data();
           std::copy_n(from, bytes, there + offset);
