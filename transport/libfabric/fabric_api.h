@@ -14,6 +14,7 @@
 #include <string>
 
 #include "kvl/status.h"
+#include "transport/libfabric/fabric_abi.h"
 
 namespace kvl::libfabric {
 
@@ -32,24 +33,9 @@ struct FabricApi {
 // old; `why` says what to do.
 Result<FabricApi> load_fabric_api(const std::string& path, std::string* why);
 
-// The API to ask for: what the headers of this build and the library both know.
+// The API to ask for: the newest that we and the library both know, whatever the headers.
 inline std::uint32_t negotiate(const FabricApi& api) {
-  constexpr std::uint32_t kHeaders = FI_VERSION(FI_MAJOR_VERSION, FI_MINOR_VERSION);
-  return api.version() < kHeaders ? api.version() : kHeaders;
+  return api.version() < kApiKnown ? api.version() : kApiKnown;
 }
-
-// From libfabric's manual pages: options of an endpoint that are newer than the oldest headers we
-// build with, and the version of the library that has them. Asked only of such a library.
-struct NewOption {
-  std::uint32_t since;
-  int name;
-};
-inline constexpr NewOption kCudaApiPermitted{FI_VERSION(1, 18), 10};       // bool
-inline constexpr NewOption kSharedMemoryPermitted{FI_VERSION(1, 20), 11};  // bool
-inline constexpr NewOption kMaxMessageBytes{FI_VERSION(2, 0), 12};         // size_t
-inline constexpr NewOption kMaxRmaBytes{FI_VERSION(2, 0), 14};             // size_t
-inline constexpr int kEfaOptions = -(0xefa << 16);
-inline constexpr NewOption kEfaEmulatedRead{FI_VERSION(1, 18), kEfaOptions + 1};   // bool
-inline constexpr NewOption kEfaEmulatedWrite{FI_VERSION(1, 18), kEfaOptions + 2};  // bool
 
 }  // namespace kvl::libfabric

@@ -69,9 +69,10 @@ struct Peer {
   std::string address_bytes;
   Code down_code = Code::ok;
   std::int64_t deadline_ns = INT64_MAX;
-  std::int64_t hello_ns = INT64_MAX;  // when the next hello is due
-  std::int64_t probe_ns = INT64_MAX;  // when it is asked whether it lives
-  bool active = false;                // something came from it since the last probe
+  std::int64_t give_up_ns = INT64_MAX;  // … on what the provider does not complete
+  std::int64_t hello_ns = INT64_MAX;    // when the next hello is due
+  std::int64_t probe_ns = INT64_MAX;    // when it is asked whether it lives
+  bool active = false;                  // something came from it since the last probe
   SlotList queue;
   // As remotes_ wants it.
   const PeerToken* owner() const { return accepted ? &remote : nullptr; }

@@ -18,6 +18,9 @@ std::vector<Setting> settings_rows() {
                                       "from the exchange of offers to peer_up"),
       setting<&C::close_timeout_ms>("libfabric.close_timeout_ms", "ms", 1, 600'000,
                                     "how long messages to a closed peer may be under way"),
+      setting<&C::give_up_ms>("libfabric.give_up_ms", "ms", 100, 600'000,
+                              "operations to a lost peer that have not ended by then are stopped "
+                              "with the endpoint, which costs its other peers as well"),
       setting<&C::probe_ms>("libfabric.probe_ms", "ms", 10, 60'000,
                             "a peer from which nothing comes is sent an empty message this often; "
                             "it is lost when the provider takes none for twice as long"),

@@ -15,6 +15,7 @@ struct FabricConfig {
   bool hmem = false;
   std::int64_t connect_timeout_ms = 5'000;
   std::int64_t close_timeout_ms = 1'000;
+  std::int64_t give_up_ms = 5'000;
   std::int64_t probe_ms = 300;
   std::int64_t op_bytes = 4 << 20;
   std::int64_t inflight_bytes = 8 << 20;

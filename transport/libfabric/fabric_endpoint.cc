@@ -25,8 +25,10 @@ Status keep(Fid<T>& owner, T* object, int error, const char* what) {
 
 Result<std::unique_ptr<Endpoint>> Endpoint::open(const FabricApi& api, const FoundDevice& device,
                                                  const FabricConfig& config) {
-  auto self = std::make_unique<Endpoint>();
-  fi_info& info = *device.info;
+  std::unique_ptr<Endpoint> self(new Endpoint(
+      device.efa, api.version(), InfoPtr(api.dupinfo(device.info.get()), {api.freeinfo})));
+  if (!self->info_) return Status{Code::exhausted, "copy libfabric's description of a device"};
+  fi_info& info = *self->info_;
   fid_fabric* fabric = nullptr;
   int error = api.fabric(info.fabric_attr, &fabric, nullptr);
   KVL_TRY(keep(self->fabric_, fabric, error, "open libfabric fabric"));
@@ -48,21 +50,28 @@ Result<std::unique_ptr<Endpoint>> Endpoint::open(const FabricApi& api, const Fou
   KVL_TRY(keep(self->av_, av, error, "open libfabric address vector"));
   KVL_TRY(self->make_cq());
 
+  KVL_TRY(self->make_ep());
+  return self;
+}
+
+Status Endpoint::make_ep() {
   fid_ep* ep = nullptr;
-  error = ::fi_endpoint(domain, &info, &ep, nullptr);
-  KVL_TRY(keep(self->ep_, ep, error, "open libfabric endpoint"));
-  error = ::fi_ep_bind(ep, &self->av_->fid, 0);
-  if (error == 0) error = ::fi_ep_bind(ep, &self->cq_->fid, FI_TRANSMIT | FI_RECV);
+  int error = ::fi_endpoint(domain_.get(), info_.get(), &ep, nullptr);
+  Fid<fid_ep> made;
+  KVL_TRY(keep(made, ep, error, "open libfabric endpoint"));
+  error = ::fi_ep_bind(ep, &av_->fid, 0);
+  if (error == 0) error = ::fi_ep_bind(ep, &cq_->fid, FI_TRANSMIT | FI_RECV);
   if (error != 0) return failed("bind libfabric endpoint", error);
-  self->ask_options(api, device.efa);
+  ask_options(ep);
   error = ::fi_enable(ep);
   if (error != 0) return failed("enable libfabric endpoint", error);
-  self->address_.resize(kAddressBytesMax);
-  std::size_t bytes = self->address_.size();
-  error = ::fi_getname(&ep->fid, self->address_.data(), &bytes);
+  address_.resize(kAddressBytesMax);
+  std::size_t bytes = address_.size();
+  error = ::fi_getname(&ep->fid, address_.data(), &bytes);
   if (error != 0) return failed("name of libfabric endpoint", error);
-  self->address_.resize(bytes);
-  return self;
+  address_.resize(bytes);
+  ep_ = std::move(made);
+  return {};
 }
 
 Status Endpoint::make_cq() {
@@ -85,9 +94,9 @@ Status Endpoint::make_cq() {
   return keep(cq_, cq, error, "open libfabric completion queue");
 }
 
-void Endpoint::ask_options(const FabricApi& api, bool efa) {
-  const std::uint32_t version = api.version();
-  fid* const ep = &ep_->fid;
+void Endpoint::ask_options(fid_ep* opened) {
+  fid* const ep = &opened->fid;
+  const std::uint32_t version = version_;
   const auto refuse = [&](const NewOption& option) {
     bool permitted = false;
     if (version >= option.since) {
@@ -107,10 +116,11 @@ void Endpoint::ask_options(const FabricApi& api, bool efa) {
       rma_bytes > 0) {
     rma_bytes_max_ = rma_bytes;
   }
-  if (!efa) return;
+  if (!efa_) return;
   refuse(kSharedMemoryPermitted);  // the shm transport is better at that
   refuse(kCudaApiPermitted);       // no copy by the CPU behind our back
-  emulated_ = yes(kEfaEmulatedWrite) || yes(kEfaEmulatedRead);
+  emulated_write_ = yes(kEfaEmulatedWrite);
+  emulated_read_ = yes(kEfaEmulatedRead);
 }
 
 bool Endpoint::may_wait() const {

@@ -26,7 +26,7 @@ class Endpoint {
  public:
   static Result<std::unique_ptr<Endpoint>> open(const FabricApi& api, const FoundDevice& device,
                                                 const FabricConfig& config);
-  // Nothing touches memory any more. Addresses have been removed, and registrations end after this
+  // For ever. Addresses have been removed, and registrations end after this
   // and before the domain: the only order that every provider bears.
   void shut() {
     ep_.reset();
@@ -34,7 +34,12 @@ class Endpoint {
     av_.reset();
   }
 
-  fid_ep* ep() const { return ep_.get(); }
+  // The hard stop: whatever was under way is over, and touches nothing any more.
+  void close_ep() { ep_.reset(); }
+  // A new one, with a new address, on the same queue.
+  Status make_ep();
+
+  fid_ep* ep() const { return ep_.get(); }  // null: a new one could not be opened
   fid_cq* cq() const { return cq_.get(); }
   fid_av* av() const { return av_.get(); }
   fid_domain* domain() const { return domain_.get(); }
@@ -47,13 +52,20 @@ class Endpoint {
   std::uint32_t tx_depth() const { return tx_depth_; }
   std::uint32_t rx_depth() const { return rx_depth_; }
   std::uint64_t rma_bytes_max() const { return rma_bytes_max_; }
-  bool emulated() const { return emulated_; }
+  bool emulated_write() const { return emulated_write_; }
+  bool emulated_read() const { return emulated_read_; }
   std::uint64_t mr_mode(int bit) const { return static_cast<std::uint64_t>(mr_mode_ & bit); }
   std::size_t key_bytes() const { return key_bytes_; }
 
  private:
+  Endpoint(bool efa, std::uint32_t version, InfoPtr info)
+      : efa_(efa), version_(version), info_(std::move(info)) {}
   Status make_cq();
-  void ask_options(const FabricApi& api, bool efa);
+  void ask_options(fid_ep* opened);
+
+  const bool efa_;
+  const std::uint32_t version_;
+  const InfoPtr info_;
 
   // In the order in which they are opened; closed the other way round.
   Fid<fid_fabric> fabric_;
@@ -67,7 +79,7 @@ class Endpoint {
   std::size_t key_bytes_ = 8;
   std::uint32_t tx_depth_ = 0, rx_depth_ = 0;
   std::uint64_t rma_bytes_max_ = 0;
-  bool emulated_ = false;
+  bool emulated_write_ = false, emulated_read_ = false;
 };
 
 }  // namespace kvl::libfabric

@@ -2,6 +2,7 @@
 #include "transport/libfabric/fabric_link.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kvl/log.h"
 
@@ -62,7 +63,7 @@ Status FabricLink::prepare() {
     to_post_.push_back(i);
   }
   post_receives();
-  if (endpoint_->emulated()) {
+  if (endpoint_->emulated_write() || endpoint_->emulated_read()) {
     log(LogLevel::warning, "libfabric.emulated",
         {{"device", device_.name},
          {"code", to_string(Code::unsupported)},
@@ -217,6 +218,7 @@ std::size_t FabricLink::poll(std::span<Event> events) {
     for (std::size_t i = order_.size(); i-- > 0;) {
       if (order_[i]->state == PeerState::closing) step_closing(*order_[i], now_ns, sink);
     }
+    if (std::exchange(give_up_, false)) replace_endpoint();
   }
   return sink.count;
 }
@@ -247,7 +249,9 @@ std::int64_t FabricLink::next_timer_ns() const {
   std::int64_t next = queued_ > 0 ? now_ns + kWatchNs : INT64_MAX;
   if (under_way_ > 0) next = std::min(next, now_ns + kProgressNs);
   for (const Peer* peer : order_) {
-    next = std::min({next, peer->deadline_ns, peer->hello_ns, peer->probe_ns});
+    const bool late = peer->state == PeerState::closing && peer->deadline_ns <= now_ns;
+    next = std::min(
+        {next, late ? peer->give_up_ns : peer->deadline_ns, peer->hello_ns, peer->probe_ns});
   }
   return next;
 }

@@ -103,6 +103,8 @@ class FabricLink final : public Link {
   void complete(Operation& operation, const fi_cq_err_entry* error);
   void post_receives();
   void take_messages(Sink& sink);
+  void replace_endpoint();
+  void end_everything();
   void fail_batch(Peer& peer, BatchSlot& slot, Code code);
 
   // fabric_peers.cc
@@ -162,12 +164,13 @@ class FabricLink final : public Link {
   std::uint32_t under_way_ = 0;  // operations
   std::uint32_t unsettled_ = 0;  // peers that connect or close
   std::uint64_t under_way_bytes_ = 0;
+  bool give_up_ = false;            // a closing peer's operations will never end
   bool drained_ = false;            // everything that had arrived by this poll was taken
   bool stalled_ = false;            // the provider could not take an operation
   std::uint64_t doorbell_for_ = 0;  // the peer whose last operation said that more would follow
 
   Counter written_bytes_, read_bytes_, batches_ok_, notes_sent_, notes_received_;
-  Counter posted_, again_, doorbells_, peers_up_;
+  Counter posted_, again_, doorbells_, endpoints_replaced_, peers_up_;
   CountByFault faults_;
   CountByStranger strangers_;
   std::array<Counter, static_cast<std::size_t>(Code::internal) + 1> batches_failed_;

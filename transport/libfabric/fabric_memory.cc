@@ -28,7 +28,8 @@ Status FabricMemory::enrol(LocalMemory& entry) {
   const bool local = endpoint_.mr_mode(FI_MR_LOCAL) != 0;
   if (memory.access == Access::local && !local) return {};
   iovec range{memory.data, memory.bytes};
-  fi_mr_attr attributes{};
+  MrAttributes given;
+  fi_mr_attr& attributes = given.known;
   attributes.mr_iov = &range;
   attributes.iov_count = 1;
   attributes.access = rights(memory.access);

@@ -48,6 +48,8 @@ void FabricLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& label
         again_);
   count("kvlane_libfabric_doorbells_total", "Empty messages that closed a run of operations",
         doorbells_);
+  count("kvlane_libfabric_endpoints_replaced_total",
+        "Endpoints closed because operations to a lost peer did not end", endpoints_replaced_);
   count("kvlane_libfabric_batches_ok_total", "Batches that ended ok", batches_ok_);
   count("kvlane_libfabric_notes_sent_total", "Notes sent", notes_sent_);
   count("kvlane_libfabric_notes_received_total", "Notes received", notes_received_);

@@ -1,7 +1,9 @@
 // What is posted to the provider, and what has completed.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
+#include "kvl/log.h"
 #include "transport/libfabric/fabric_link.h"
 
 namespace kvl::libfabric {
@@ -184,10 +186,10 @@ void FabricLink::drain_completions() {
   for (int i = 0; i < kReadsPerPoll; ++i) {
     const ssize_t count = ::fi_cq_read(endpoint_->cq(), entries.data(), entries.size());
     if (count == -FI_EAVAIL) {
-      fi_cq_err_entry error{};
-      if (::fi_cq_readerr(endpoint_->cq(), &error, 0) != 1) return;
-      if (error.op_context != nullptr) {
-        complete(*static_cast<Operation*>(error.op_context), &error);
+      CqError error;
+      if (::fi_cq_readerr(endpoint_->cq(), &error.entry, 0) != 1) return;
+      if (error.entry.op_context != nullptr) {
+        complete(*static_cast<Operation*>(error.entry.op_context), &error.entry);
       }
       continue;
     }
@@ -204,6 +206,7 @@ void FabricLink::drain_completions() {
 
 void FabricLink::complete(Operation& operation, const fi_cq_err_entry* error) {
   if (operation.kind == Operation::Kind::receive) {
+    operation.used = false;
     if (error != nullptr) {
       to_post_.push_back(operation.batch);
       return;
@@ -256,12 +259,13 @@ void FabricLink::fail_batch(Peer& peer, BatchSlot& slot, Code code) {
 }
 
 void FabricLink::post_receives() {
-  while (!to_post_.empty()) {
+  while (!to_post_.empty() && endpoint_->ep() != nullptr) {
     const std::uint32_t i = to_post_.back();
     PeerMessage& message = messages_[endpoint_->tx_depth() + i];
     const ssize_t result = ::fi_recv(endpoint_->ep(), &message, sizeof(message), messages_desc_,
                                      FI_ADDR_UNSPEC, &receives_[i].context);
     if (result != 0) return;
+    receives_[i].used = true;
     to_post_.pop_back();
   }
 }
@@ -282,6 +286,41 @@ void FabricLink::take_messages(Sink& sink) {
     --arrived_count_;
     to_post_.push_back(i);
   }
+}
+
+// Some operations never complete, and closing the endpoint is the only way to have their memory
+// back. It costs every peer of this Link; those that live are dialed again, at a new address.
+void FabricLink::replace_endpoint() {
+  log(LogLevel::warning, "libfabric.endpoint_replaced",
+      {{"device", device_.name},
+       {"code", to_string(Code::peer_lost)},
+       {"operations", under_way_},
+       {"hint",
+        "operations to a lost peer did not end in libfabric.give_up_ms: see the provider's "
+        "log (FI_LOG_LEVEL=warn)"}});
+  for (Peer* const peer : order_) begin_close(*peer, Code::peer_lost);
+  for (Peer* const peer : order_) remove_address(*peer);
+  endpoint_->close_ep();
+  end_everything();
+  endpoints_replaced_.add();
+  // Without one offer() tries again: descriptors or memory may be short just now.
+  if (endpoint_->make_ep().ok()) post_receives();
+}
+
+// What has completed is in the queue; everything else was stopped with its endpoint.
+void FabricLink::end_everything() {
+  do {
+    drain_completions();
+  } while (!drained_ && under_way_ > 0);
+  fi_cq_err_entry stopped{};
+  stopped.err = FI_ECANCELED;
+  for (std::uint32_t i = 0; i < operations_.size(); ++i) {
+    if (operations_[i].used) complete(operations_[i], &stopped);
+  }
+  for (std::uint32_t i = 0; i < endpoint_->rx_depth(); ++i) {
+    if (std::exchange(receives_[i].used, false)) to_post_.push_back(i);
+  }
+  doorbell_for_ = 0;
 }
 
 }  // namespace kvl::libfabric

@@ -31,6 +31,7 @@ Result<PeerId> FabricLink::open_peer(PeerRole role) {
 Result<Blob> FabricLink::offer(PeerId id) {
   const Peer* const peer = find_peer(id);
   if (peer == nullptr) return Status{Code::invalid_argument, "stale peer"};
+  if (endpoint_->ep() == nullptr) KVL_TRY(endpoint_->make_ep());
   Offer offer;
   offer.token = peer->token;
   offer.address = endpoint_->address();
@@ -42,6 +43,7 @@ Status FabricLink::accept(PeerId id, std::span<const std::byte> remote_offer) {
   if (peer == nullptr || peer->state != PeerState::opened) {
     return {Code::invalid_argument, "stale peer, or accepted before"};
   }
+  if (endpoint_->ep() == nullptr) return {Code::unavailable, "no libfabric endpoint just now"};
   Result<Offer> offer = decode_offer(remote_offer);
   if (!offer.ok()) return offer.status();
   const std::string address(reinterpret_cast<const char*>(offer->address.data()),
@@ -246,7 +248,9 @@ void FabricLink::begin_close(Peer& peer, Code code) {
   peer.state = PeerState::closing;
   peer.down_code = code;
   peer.hello_ns = peer.probe_ns = INT64_MAX;
-  peer.deadline_ns = context_.clock.now_ns() + config_.close_timeout_ms * kMs;
+  const std::int64_t now_ns = context_.clock.now_ns();
+  peer.deadline_ns = now_ns + config_.close_timeout_ms * kMs;
+  peer.give_up_ns = now_ns + config_.give_up_ms * kMs;
   peer.owed.clear();
   for (std::uint32_t i = peer.queue.head; i != kNoSlot;) {
     const std::uint32_t next = pool_[i].next;
@@ -259,7 +263,8 @@ void FabricLink::begin_close(Peer& peer, Code code) {
 
 // True: the peer is gone, and so is the reference.
 bool FabricLink::step_closing(Peer& peer, std::int64_t now_ns, Sink& sink) {
-  // Batches have no deadline here: their memory is the provider's until it says otherwise.
+  // The memory of a batch is the provider's until it says otherwise, or until it is made to.
+  give_up_ = give_up_ || (!peer.queue.empty() && now_ns >= peer.give_up_ns);
   if (peer.batches_open > 0 || sink.left() == 0) return false;
   if (peer.operations > 0 && now_ns < peer.deadline_ns) return false;
   if (!peer.said_released) say(peer, MessageType::goodbye, kGoodbyeReleased);

@@ -23,7 +23,20 @@ namespace {
 using test::ExpectLog;
 using test::FakeOptions;
 using test::FakeProvider;
-using Side = test::LinkSide;
+
+// Time goes on with every poll of either side.
+struct StepClock final : Clock {
+  std::int64_t now_ns() const override { return now; }
+  std::int64_t now = 1'000'000;
+};
+struct Side : test::LinkSide {
+  Side(Transport& transport, StepClock& step) : LinkSide(transport, step), clock(step) {}
+  void poll() {
+    clock.now += 100'000;
+    LinkSide::poll();
+  }
+  StepClock& clock;
+};
 
 class FabricLinkTest : public ::testing::Test {
  protected:
@@ -32,13 +45,25 @@ class FabricLinkTest : public ::testing::Test {
     options.provider = provider;
     options.again = options.late = 0;  // where a test says so, and nowhere else
     options.delay_max = 1;
+    open(options, op_bytes);
+  }
+  void open(const FakeOptions& options, std::int64_t op_bytes = 4096) {
+    finish();
     fake = std::make_unique<FakeProvider>(options);
     FabricConfig config;
-    config.providers = provider;
+    config.providers = options.provider;
     config.op_bytes = op_bytes;
+    config.close_timeout_ms = 50;
+    config.give_up_ms = 200;
     transport = make_transport(config, fake->api());
     a = std::make_unique<Side>(*transport, clock);
     b = std::make_unique<Side>(*transport, clock);
+    connect();
+    fake->rma_tries = 0;
+  }
+  void connect() {
+    a->events.clear();
+    b->events.clear();
     a->peer = a->link->open_peer(PeerRole::active).value();
     b->peer = b->link->open_peer(PeerRole::passive).value();
     const Blob from_a = a->link->offer(a->peer).value(), from_b = b->link->offer(b->peer).value();
@@ -51,12 +76,20 @@ class FabricLinkTest : public ::testing::Test {
     a->remote = a->link->import_memory(a->peer, name).value();
     std::iota(reinterpret_cast<unsigned char*>(a->memory.data()),
               reinterpret_cast<unsigned char*>(a->memory.data()) + a->memory.size(), 0);
-    fake->rma_tries = 0;
+  }
+  // Control messages go to the other side's present peer.
+  void deliver_control() {
+    for (const auto& [from, to] : {std::pair{a.get(), b.get()}, std::pair{b.get(), a.get()}}) {
+      for (const auto& [peer, bytes] : std::exchange(from->control.sent, {})) {
+        to->link->on_control(to->peer, bytes);
+      }
+    }
   }
   bool run(const std::function<bool()>& done) {
     for (int i = 0; i < 10'000 && !done(); ++i) {
       a->poll();
       b->poll();
+      deliver_control();
     }
     return done();
   }
@@ -79,7 +112,15 @@ class FabricLinkTest : public ::testing::Test {
     return ended ? a->find(Event::Kind::batch, ticket)->code : Code::internal;
   }
 
-  SteadyClock clock;
+  void TearDown() override { finish(); }
+  void finish() {
+    a.reset();
+    b.reset();
+    if (!fake) return;
+    EXPECT_EQ(fake->violations(), std::vector<std::string>{});
+  }
+
+  StepClock clock;
   std::unique_ptr<FakeProvider> fake;  // outlives the Links
   std::unique_ptr<Transport> transport;
   std::unique_ptr<Side> a, b;
@@ -130,8 +171,6 @@ TEST_F(FabricLinkTest, FullProviderIsAskedAgain) {
     EXPECT_EQ(fake->rma_posts - before, 20U);
     EXPECT_EQ(fake->waiting(), 0U);
     EXPECT_GE(a->metric("kvlane_libfabric_again_total"), 1.0);
-    a.reset();
-    b.reset();
   }
 }
 
@@ -170,9 +209,28 @@ TEST_F(FabricLinkTest, ErrorsOfAPeerLoseIt) {
     EXPECT_TRUE(run([&] { return a->find(Event::Kind::peer_down) != nullptr; }));
     EXPECT_EQ(a->find(Event::Kind::peer_down)->code, Code::peer_lost);
     EXPECT_EQ(a->metric(std::string("kvlane_libfabric_faults_total ") + cause), 1.0);
-    a.reset();
-    b.reset();
   }
+}
+
+// A peer from which nothing ever comes back: the endpoint goes, batches get their events, and the
+// Link talks to whoever lives through a new one.
+TEST_F(FabricLinkTest, OperationsThatNeverEndAreStopped) {
+  const ExpectLog expected("libfabric.endpoint_replaced");
+  const ExpectLog lost("libfabric.peer_lost");
+  open("efa");
+  fake->cut(0, 0, FakeProvider::Path::swallowed);
+  const Ticket ticket = post(8);
+  a->poll();
+  a->link->close_peer(a->peer);
+  EXPECT_EQ(a->link->remove_memory(a->id).code(), Code::exhausted);
+  EXPECT_EQ(end_of(ticket), Code::aborted);
+  ASSERT_TRUE(run([&] { return a->find(Event::Kind::peer_down) != nullptr; }));
+  EXPECT_EQ(a->metric("kvlane_libfabric_endpoints_replaced_total"), 1.0);
+  ASSERT_TRUE(run([&] { return b->find(Event::Kind::peer_down) != nullptr; }));
+  fake->heal();
+  connect();
+  EXPECT_EQ(end_of(post(20)), Code::ok);
+  EXPECT_EQ(fake->violations(), std::vector<std::string>{});
 }
 
 TEST_F(FabricLinkTest, StrangersAreCountedAndDropped) {
