@@ -14,6 +14,9 @@ std::vector<Setting> settings_rows() {
                              "tcp and shm for tests; require=libfabric:NAME adds one"),
       setting<&C::hmem>("libfabric.hmem", "", 0, 0,
                         "register memory of GPUs with the NIC (FI_HMEM)"),
+      setting<&C::emulated>("libfabric.emulated", "", 0, 0,
+                            "use EFA devices without RDMA, too: CPUs copy the bytes, and tcp may "
+                            "be as fast"),
       setting<&C::connect_timeout_ms>("libfabric.connect_timeout_ms", "ms", 1, 600'000,
                                       "from the exchange of offers to peer_up"),
       setting<&C::close_timeout_ms>("libfabric.close_timeout_ms", "ms", 1, 600'000,

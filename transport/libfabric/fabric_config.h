@@ -13,6 +13,7 @@ struct FabricConfig {
   std::string library;            // "": the usual places
   std::string providers = "efa";  // comma list; software providers must be asked for
   bool hmem = false;
+  bool emulated = false;
   std::int64_t connect_timeout_ms = 5'000;
   std::int64_t close_timeout_ms = 1'000;
   std::int64_t give_up_ms = 5'000;

@@ -82,7 +82,8 @@ Device describe(const FabricConfig& config, const std::string& provider, const f
 
 // `list`, one device for each domain: the first address of a network interface will do.
 void take(const FabricConfig& config, const std::string& provider, const FabricApi& api,
-          const fi_info* list, bool delivery_complete, std::vector<FoundDevice>& devices) {
+          const fi_info* list, bool delivery_complete, bool direct,
+          std::vector<FoundDevice>& devices) {
   std::set<std::string> seen;
   const std::size_t before = devices.size();
   std::vector<FoundDevice> loopback;
@@ -94,6 +95,7 @@ void take(const FabricConfig& config, const std::string& provider, const FabricA
     found.info = InfoPtr(api.dupinfo(info), {api.freeinfo});
     if (!found.info) continue;
     found.efa = provider == "efa";
+    found.direct = direct;
     found.delivery_complete = delivery_complete;
     (provider == "tcp" && name == "lo" ? loopback : devices).push_back(std::move(found));
   }
@@ -111,16 +113,17 @@ std::vector<FoundDevice> find_devices(const FabricApi& api, const FabricConfig& 
   for (const std::string& provider : providers) {
     InfoPtr list;
     int error = 0;
-    bool delivery_complete = false;
+    bool delivery_complete = false, direct = false;
     for (const Attempt& attempt : attempts(provider)) {
       for (const bool delivery : {true, false}) {
         if (list) break;
         delivery_complete = delivery;
+        direct = attempt.fabric != nullptr;
         list = ask(api, config, provider, attempt, delivery, error);
       }
     }
     if (list) {
-      take(config, provider, api, list.get(), delivery_complete, devices);
+      take(config, provider, api, list.get(), delivery_complete, direct, devices);
     } else {
       *why += (why->empty() ? "" : "; ") + ("libfabric's provider " + provider) +
               " has no device with FI_MSG and FI_RMA (" + text(api.strerror(-error)) +

@@ -21,6 +21,7 @@ struct FoundDevice {
   Device device;
   InfoPtr info;
   bool efa = false;
+  bool direct = false;  // each operation is the device's, not of the provider's own protocol
   // A write is complete when its bytes are visible at the target; else when they have left for
   // good.
   bool delivery_complete = false;

@@ -22,6 +22,7 @@ FabricLink::FabricLink(const FoundDevice& found, const FabricConfig& config,
       config_(config),
       context_(context),
       efa_(found.efa),
+      direct_(found.direct),
       delivery_complete_(found.delivery_complete),
       version_(version),
       endpoint_(std::move(endpoint)),
@@ -63,14 +64,7 @@ Status FabricLink::prepare() {
     to_post_.push_back(i);
   }
   post_receives();
-  if (endpoint_->emulated_write() || endpoint_->emulated_read()) {
-    log(LogLevel::warning, "libfabric.emulated",
-        {{"device", device_.name},
-         {"code", to_string(Code::unsupported)},
-         {"hint",
-          "this device or its driver has no RDMA write and read: bytes are copied by CPUs; "
-          "tcp may be as fast"}});
-  }
+  say_what_lacks();
   log(LogLevel::info, "libfabric.opened",
       {{"device", device_.name},
        {"domain", device_.domain},
@@ -80,6 +74,27 @@ Status FabricLink::prepare() {
        {"delivery_complete", delivery_complete_ ? "yes" : "no"},
        {"wakes", wait_fd() >= 0 ? "yes" : "no"}});
   return {};
+}
+
+// An EFA that is not at its best says so once.
+void FabricLink::say_what_lacks() const {
+  if (!efa_ || direct_) return;
+  const bool write = !endpoint_->emulated_write(), read = !endpoint_->emulated_read();
+  log(LogLevel::info, "libfabric.not_direct",
+      {{"device", device_.name},
+       {"hint",
+        "efa-direct needs libfabric 2.1 and a device with RDMA read and write: the provider's own "
+        "protocol, efa, carries the bytes"}});
+  if (write && read) return;
+  log(LogLevel::warning, "libfabric.emulated",
+      {{"device", device_.name},
+       {"code", to_string(Code::unsupported)},
+       {"write", write ? "device" : "CPU"},
+       {"read", read ? "device" : "CPU"},
+       {"hint",
+        read ? "this device reads but does not write: only a handoff by pull uses it"
+             : "this device or its driver has no RDMA: bytes are copied by CPUs; tcp may be as "
+               "fast"}});
 }
 
 FabricLink::~FabricLink() {
@@ -98,6 +113,10 @@ Status FabricLink::post(const Batch& batch) {
   if (peer == nullptr || peer->closed_here) return {Code::invalid_argument, "stale peer"};
   if (pool_.full()) return {Code::exhausted, "batches in flight"};
   const bool moves = !batch.ops.empty();
+  const Cap needed = batch.direction == Direction::write ? Cap::write : Cap::read;
+  if (moves && (device_.caps & static_cast<std::uint32_t>(needed)) == 0) {
+    return {Code::unsupported, "the device cannot do that itself"};
+  }
   if (moves) KVL_TRY(memory_.hold(batch.locals));
   if (const Status status = remotes_.check(batch, memory_, peer->owner()); !status.ok()) {
     if (moves) memory_.release(batch.locals);

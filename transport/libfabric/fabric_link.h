@@ -78,6 +78,7 @@ class FabricLink final : public Link {
   FabricLink(const FoundDevice& found, const FabricConfig& config, const LinkContext& context,
              std::unique_ptr<Endpoint> endpoint, std::uint32_t version);
   Status prepare();
+  void say_what_lacks() const;
 
   // fabric_link.cc
   Peer* find_peer(PeerId id);
@@ -132,7 +133,7 @@ class FabricLink final : public Link {
   const Device device_;
   const FabricConfig config_;
   const LinkContext context_;
-  const bool efa_;
+  const bool efa_, direct_;
   const bool delivery_complete_;
   const std::uint32_t version_;
   std::unique_ptr<Endpoint> endpoint_;

@@ -71,7 +71,27 @@ class FabricTransport final : public Transport {
       api_ = *api;
     }
     found_ = find_devices(*api_, config_, providers, &why_);
+    std::erase_if(found_, [this](FoundDevice& found) { return !tell_caps(found); });
     if (found_.empty() && why_.empty()) why_ = "libfabric.providers names no provider";
+  }
+
+  // What the device does itself, as only an opened endpoint knows. False: nothing, and nobody has
+  // asked for such a device.
+  bool tell_caps(FoundDevice& found) {
+    if (!found.efa || found.direct) return true;  // efa-direct is only there with both
+    const auto endpoint = Endpoint::open(*api_, found, config_);
+    if (!endpoint.ok()) return true;  // open() will say so
+    const bool write = !(*endpoint)->emulated_write(), read = !(*endpoint)->emulated_read();
+    if (!write && !read && !config_.emulated) {
+      why_ += (why_.empty() ? "" : "; ") + found.device.name +
+              " has no RDMA, CPUs would copy the bytes: libfabric.emulated=true takes it";
+      return false;
+    }
+    if (write != read) {
+      const Cap missing = write ? Cap::read : Cap::write;
+      found.device.caps &= ~static_cast<std::uint32_t>(missing);
+    }
+    return true;
   }
 
   const FabricConfig config_;

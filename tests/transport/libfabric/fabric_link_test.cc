@@ -1,17 +1,13 @@
 // The libfabric Link over a provider in memory: what no stock provider does on demand.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <functional>
 #include <memory>
-#include <numeric>
 
 #include "kvl/transport.h"
 #include "tests/support/log_guard.h"
-#include "tests/transport/fabric/link_side.h"
-#include "tests/transport/libfabric/fake_provider.h"
+#include "tests/transport/libfabric/fabric_fixture.h"
 #include "transport/libfabric/fabric_device.h"
-#include "transport/libfabric/fabric_transport.h"
 #include "transport/libfabric/fabric_wire.h"
 
 namespace kvl {
@@ -24,109 +20,7 @@ using test::ExpectLog;
 using test::FakeOptions;
 using test::FakeProvider;
 
-// Time goes on with every poll of either side.
-struct StepClock final : Clock {
-  std::int64_t now_ns() const override { return now; }
-  std::int64_t now = 1'000'000;
-};
-struct Side : test::LinkSide {
-  Side(Transport& transport, StepClock& step) : LinkSide(transport, step), clock(step) {}
-  void poll() {
-    clock.now += 100'000;
-    LinkSide::poll();
-  }
-  StepClock& clock;
-};
-
-class FabricLinkTest : public ::testing::Test {
- protected:
-  void open(const std::string& provider, std::int64_t op_bytes = 4096) {
-    FakeOptions options;
-    options.provider = provider;
-    options.again = options.late = 0;  // where a test says so, and nowhere else
-    options.delay_max = 1;
-    open(options, op_bytes);
-  }
-  void open(const FakeOptions& options, std::int64_t op_bytes = 4096) {
-    finish();
-    fake = std::make_unique<FakeProvider>(options);
-    FabricConfig config;
-    config.providers = options.provider;
-    config.op_bytes = op_bytes;
-    config.close_timeout_ms = 50;
-    config.give_up_ms = 200;
-    transport = make_transport(config, fake->api());
-    a = std::make_unique<Side>(*transport, clock);
-    b = std::make_unique<Side>(*transport, clock);
-    connect();
-    fake->rma_tries = 0;
-  }
-  void connect() {
-    a->events.clear();
-    b->events.clear();
-    a->peer = a->link->open_peer(PeerRole::active).value();
-    b->peer = b->link->open_peer(PeerRole::passive).value();
-    const Blob from_a = a->link->offer(a->peer).value(), from_b = b->link->offer(b->peer).value();
-    ASSERT_TRUE(a->link->accept(a->peer, from_b).ok());
-    ASSERT_TRUE(b->link->accept(b->peer, from_a).ok());
-    ASSERT_TRUE(run([&] {
-      return a->find(Event::Kind::peer_up) != nullptr && b->find(Event::Kind::peer_up) != nullptr;
-    }));
-    const Blob name = b->link->export_memory(b->id, b->peer).value();
-    a->remote = a->link->import_memory(a->peer, name).value();
-    std::iota(reinterpret_cast<unsigned char*>(a->memory.data()),
-              reinterpret_cast<unsigned char*>(a->memory.data()) + a->memory.size(), 0);
-  }
-  // Control messages go to the other side's present peer.
-  void deliver_control() {
-    for (const auto& [from, to] : {std::pair{a.get(), b.get()}, std::pair{b.get(), a.get()}}) {
-      for (const auto& [peer, bytes] : std::exchange(from->control.sent, {})) {
-        to->link->on_control(to->peer, bytes);
-      }
-    }
-  }
-  bool run(const std::function<bool()>& done) {
-    for (int i = 0; i < 10'000 && !done(); ++i) {
-      a->poll();
-      b->poll();
-      deliver_control();
-    }
-    return done();
-  }
-  // `pages` pages of 1 KiB, 2 KiB apart, so that no two are merged.
-  Ticket post(std::uint32_t pages, std::span<const std::byte> note = {}) {
-    op = {0, 0, 0, 0, 1024, pages, 2048, 2048};
-    Batch batch;
-    batch.ticket = {++tickets};
-    batch.peer = a->peer;
-    batch.ops = std::span(&op, 1);
-    batch.locals = std::span(&a->id, 1);
-    batch.remotes = std::span(&a->remote, 1);
-    batch.note = note;
-    EXPECT_TRUE(a->link->post(batch).ok());
-    return batch.ticket;
-  }
-  Code end_of(Ticket ticket) {
-    const bool ended = run([&] { return a->find(Event::Kind::batch, ticket) != nullptr; });
-    EXPECT_TRUE(ended);
-    return ended ? a->find(Event::Kind::batch, ticket)->code : Code::internal;
-  }
-
-  void TearDown() override { finish(); }
-  void finish() {
-    a.reset();
-    b.reset();
-    if (!fake) return;
-    EXPECT_EQ(fake->violations(), std::vector<std::string>{});
-  }
-
-  StepClock clock;
-  std::unique_ptr<FakeProvider> fake;  // outlives the Links
-  std::unique_ptr<Transport> transport;
-  std::unique_ptr<Side> a, b;
-  PageOp op;
-  std::uint64_t tickets = 0;
-};
+class FabricLinkTest : public test::FabricFixture {};
 
 TEST_F(FabricLinkTest, RunsAreRungAndBytesArrive) {
   open("fake");
@@ -218,7 +112,7 @@ TEST_F(FabricLinkTest, OperationsThatNeverEndAreStopped) {
   const ExpectLog expected("libfabric.endpoint_replaced");
   const ExpectLog lost("libfabric.peer_lost");
   open("efa");
-  fake->cut(0, 0, FakeProvider::Path::swallowed);
+  fake->cut(0, 1, FakeProvider::Path::swallowed);
   const Ticket ticket = post(8);
   a->poll();
   a->link->close_peer(a->peer);

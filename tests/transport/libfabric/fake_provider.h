@@ -106,6 +106,7 @@ class FakeProvider {
   void cut(std::uint32_t from, std::uint32_t to, Path path);
   void heal();
   void kill_device(std::uint32_t host, std::uint32_t device);
+  void revive_device(std::uint32_t host, std::uint32_t device);
   // Queues of this device get no completions of operations any more, though they happen.
   void stop_completions(bool stopped);
 

@@ -50,6 +50,10 @@ void FakeProvider::kill_device(std::uint32_t host, std::uint32_t device) {
   const Lock guard = lock();
   dead_devices_.insert({host, device});
 }
+void FakeProvider::revive_device(std::uint32_t host, std::uint32_t device) {
+  const Lock guard = lock();
+  dead_devices_.erase({host, device});
+}
 void FakeProvider::stop_completions(bool stopped) {
   const Lock guard = lock();
   completions_stopped_ = stopped;
