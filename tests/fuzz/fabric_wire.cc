@@ -36,8 +36,8 @@ void fuzz_fabric_wire(Bytes input) {
     require(std::ranges::equal(verbs::encode(*offer), input), "an offer encodes to itself");
     require(offer->address.mtu >= IBV_MTU_256 && offer->address.mtu <= IBV_MTU_4096, "an MTU");
   }
-  if (const auto offer = libfabric::decode_offer(input)) {
-    require(std::ranges::equal(libfabric::encode(*offer), input), "an offer encodes to itself");
+  if (const auto offer = decode_offer(input, libfabric::kAddressBytesMax)) {
+    require(std::ranges::equal(encode(*offer), input), "an offer encodes to itself");
   }
 }
 
@@ -51,13 +51,11 @@ Seeds seeds_fabric_wire() {
   const Bytes raw = std::as_bytes(std::span(&message, 1));
   verbs::Offer queue_pair{token(), {}};
   queue_pair.address.mtu = IBV_MTU_4096;
-  libfabric::Offer address;
+  PeerOffer address;
   address.token = token();
   address.address.resize(16);
-  return {encode(name, token()),
-          {raw.begin(), raw.end()},
-          verbs::encode(queue_pair),
-          libfabric::encode(address)};
+  return {
+      encode(name, token()), {raw.begin(), raw.end()}, verbs::encode(queue_pair), encode(address)};
 }
 
 }  // namespace kvl::fuzz

@@ -1,10 +1,12 @@
 // Memory of ours that a fabric's device has registered, by slot and generation.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -16,9 +18,14 @@ namespace kvl {
 
 struct RegisteredMemory {
   Memory memory;
-  RemoteName name;                     // as peers know it
+  std::uint64_t serial = 0;            // never used twice; peers are told by it what is gone
   std::uint32_t uses = 0;              // batches in flight
   std::vector<std::uint64_t> told_to;  // peers that have the name
+};
+
+// One that peers know by what their NICs need.
+struct NamedMemory : RegisteredMemory {
+  RemoteName name;
 };
 
 // A range that there can be, and rights that there are.
@@ -39,7 +46,8 @@ class MemoryTable {
   // An entry that is registered: gets its serial number here.
   MemoryId insert(Entry&& entry) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    entry.name.serial = ++serials_;
+    entry.serial = ++serials_;
+    if constexpr (std::is_base_of_v<NamedMemory, Entry>) entry.name.serial = entry.serial;
     const auto [id, slot] = entries_.insert();
     *slot = std::move(entry);
     return MemoryId{id};
@@ -53,15 +61,17 @@ class MemoryTable {
     if (entry == nullptr) return {Code::invalid_argument, "remove unknown memory"};
     if (entry->uses > 0) return {Code::exhausted, "memory is in use by a batch"};
     for (const std::uint64_t peer : entry->told_to) {
-      forgotten_.emplace_back(peer, entry->name.serial);
+      forgotten_.emplace_back(peer, entry->serial);
     }
     has_forgotten_.store(!forgotten_.empty(), std::memory_order_release);
     std::swap(ended, *entry);
     entries_.erase(id.value);
     return {};
   }
-  // invalid_argument; permission: it is private.
-  Result<RemoteName> tell(MemoryId id, std::uint64_t peer) {
+  // What `peer` is to know, as name(entry) makes it. invalid_argument; permission: it is private.
+  template <typename Name>
+  auto tell(MemoryId id, std::uint64_t peer, Name name)
+      -> Result<decltype(name(std::declval<const Entry&>()))> {
     const std::lock_guard<std::mutex> lock(mutex_);
     Entry* const entry = entries_.find(id.value);
     if (entry == nullptr) return Status{Code::invalid_argument, "export unknown memory"};
@@ -70,7 +80,29 @@ class MemoryTable {
     }
     std::erase(entry->told_to, peer);
     entry->told_to.push_back(peer);
-    return entry->name;
+    return name(static_cast<const Entry&>(*entry));
+  }
+  Result<RemoteName> tell(MemoryId id, std::uint64_t peer) {
+    return tell(id, peer, [](const NamedMemory& entry) { return entry.name; });
+  }
+
+  // f(entry) where `peer` may reach that range. invalid_argument: no such id, or bounds;
+  // permission: it was not made known to this peer, or not for this.
+  template <typename F>
+  Status reach(MemoryId id, std::uint64_t peer, Access wanted, std::uint64_t offset,
+               std::uint64_t bytes, F f) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Entry* const entry = entries_.find(id.value);
+    if (entry == nullptr) return {Code::invalid_argument, "no such memory"};
+    if (std::find(entry->told_to.begin(), entry->told_to.end(), peer) == entry->told_to.end() ||
+        !allows(entry->memory.access, wanted)) {
+      return {Code::permission, "access of memory"};
+    }
+    if (bytes == 0 || offset > entry->memory.bytes || bytes > entry->memory.bytes - offset) {
+      return {Code::invalid_argument, "bounds of memory"};
+    }
+    f(*entry);
+    return {};
   }
 
   // All or none. invalid_argument: one is stale.

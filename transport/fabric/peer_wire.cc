@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "transport/base/crc32c.h"
 #include "transport/base/crypto.h"
 #include "transport/base/ordered_table.h"
 #include "transport/base/wire.h"
@@ -11,9 +12,8 @@
 namespace kvl {
 namespace {
 
-constexpr std::uint32_t kNameMagic = 0x5246564b;  // "KVFR"
-constexpr std::size_t kSealBytes = 16;
-constexpr std::size_t kNameBytes = 4 + 2 + 1 + 4 * 8 + kSealBytes;
+constexpr std::uint32_t kOfferMagic = 0x4f46564b;  // "KVFO"
+constexpr std::uint32_t kNameMagic = 0x5246564b;   // "KVFR"
 
 struct StrangerInfo {
   Stranger stranger;
@@ -31,13 +31,37 @@ crypto::Digest seal_of(std::span<const std::byte> name, const PeerToken& owner) 
 
 }  // namespace
 
+Blob encode(const PeerOffer& offer) {
+  WireWriter out;
+  out.put(kOfferMagic).put(kPeerWireVersion).put(offer.token.peer).raw(offer.token.secret);
+  out.put(offer.address_format).blob(offer.address);
+  out.put(crc32c(out.view()));
+  return out.take();
+}
+
+Result<PeerOffer> decode_offer(std::span<const std::byte> blob, std::size_t address_bytes_max) {
+  WireReader in(blob);
+  const bool known =
+      in.get<std::uint32_t>() == kOfferMagic && in.get<std::uint16_t>() == kPeerWireVersion;
+  PeerOffer offer;
+  offer.token.peer = in.get<std::uint64_t>();
+  const auto secret = in.raw(offer.token.secret.size());
+  std::copy(secret.begin(), secret.end(), offer.token.secret.begin());
+  offer.address_format = in.get<std::uint32_t>();
+  const auto address = in.blob(address_bytes_max);
+  offer.address.assign(address.begin(), address.end());
+  const auto sum = in.get<std::uint32_t>();
+  if (!known || !in.finished() || sum != crc32c(blob.first(blob.size() - sizeof(sum)))) {
+    return Status{Code::invalid_argument, "not an offer of this transport and version"};
+  }
+  return offer;
+}
+
 Blob encode(const RemoteName& name, const PeerToken& owner) {
   WireWriter out;
   out.put(kNameMagic).put(kPeerWireVersion).put(name.access).put(name.serial).put(name.key);
   out.put(name.base).put(name.bytes);
-  const crypto::Digest seal = seal_of(out.view(), owner);
-  out.raw(std::span(seal).first(kSealBytes));
-  return out.take();
+  return seal(out.view(), owner);
 }
 
 Result<RemoteName> decode_name(std::span<const std::byte> blob) {
@@ -59,8 +83,15 @@ Result<RemoteName> decode_name(std::span<const std::byte> blob) {
   return name;
 }
 
+Blob seal(std::span<const std::byte> name, const PeerToken& owner) {
+  Blob blob(name.begin(), name.end());
+  const crypto::Digest digest = seal_of(name, owner);
+  blob.insert(blob.end(), digest.begin(), digest.begin() + kSealBytes);
+  return blob;
+}
+
 bool sealed_by(std::span<const std::byte> blob, const PeerToken& owner) {
-  if (blob.size() != kNameBytes) return false;
+  if (blob.size() < kSealBytes) return false;
   const crypto::Digest seal = seal_of(blob.first(blob.size() - kSealBytes), owner);
   return crypto::equal(std::span(seal).first(kSealBytes), blob.last(kSealBytes));
 }

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "kvl/memory.h"
 #include "kvl/metrics.h"
@@ -22,6 +24,22 @@ struct PeerToken {
   friend bool operator==(const PeerToken&, const PeerToken&) = default;
 };
 
+// Where a Link is heard, as the library below it says.
+struct PeerOffer {
+  PeerToken token;
+  std::uint32_t address_format = 0;
+  std::vector<std::byte> address;
+};
+Blob encode(const PeerOffer& offer);
+// invalid_argument: not an offer of this version, or a longer address.
+Result<PeerOffer> decode_offer(std::span<const std::byte> blob, std::size_t address_bytes_max);
+
+// Ends the name of a memory with a seal under the secret that its owner gave to one peer: no other
+// peer can use the name, and one that was changed under way is refused before anybody parses it.
+inline constexpr std::size_t kSealBytes = 16;
+Blob seal(std::span<const std::byte> name, const PeerToken& owner);
+bool sealed_by(std::span<const std::byte> blob, const PeerToken& owner);
+
 // A registration, as the peer needs it for its operations.
 struct RemoteName {
   Access access = Access::local;
@@ -30,20 +48,20 @@ struct RemoteName {
   std::uint64_t base = 0;  // 0 where the fabric counts from the beginning of the memory
   std::uint64_t bytes = 0;
 };
-// Sealed with the secret that the owner gave to this very peer: no other peer can use the name, and
-// one that was changed under way is refused before the fabric sees it.
+// Sealed.
 Blob encode(const RemoteName& name, const PeerToken& owner);
 Result<RemoteName> decode_name(std::span<const std::byte> blob);
-bool sealed_by(std::span<const std::byte> blob, const PeerToken& owner);
 
 enum class MessageType : std::uint8_t {
-  hello = 1,    // `value`: what the Links of a fabric agree on
+  hello = 1,    // `value`: flags of the sender, where a fabric has any
   note = 2,     // `note`, `note_bytes`
   forget = 3,   // the memory with serial `value` is gone
   goodbye = 4,  // the sender closes; over the control channel where there is one
   nothing = 5,
-  clear = 6,    // over the control channel: no operation from before this session is under way
+  clear = 6,  // over the control channel: no operation from before this session is under way
 };
+inline constexpr std::uint64_t kHelloHeard = 1;  // I have heard you
+inline constexpr std::uint64_t kHelloUp = 2;     // … and you me
 
 struct PeerMessage {
   std::uint32_t magic = kMagic;

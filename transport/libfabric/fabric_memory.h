@@ -7,7 +7,7 @@
 
 namespace kvl::libfabric {
 
-struct LocalMemory : RegisteredMemory {
+struct LocalMemory : NamedMemory {
   Fid<fid_mr> mr;  // null where neither side's device needs it
   void* desc = nullptr;
 };

@@ -32,7 +32,7 @@ Result<Blob> FabricLink::offer(PeerId id) {
   const Peer* const peer = find_peer(id);
   if (peer == nullptr) return Status{Code::invalid_argument, "stale peer"};
   if (endpoint_->ep() == nullptr) KVL_TRY(endpoint_->make_ep());
-  Offer offer;
+  PeerOffer offer;
   offer.token = peer->token;
   offer.address = endpoint_->address();
   return encode(offer);
@@ -44,7 +44,7 @@ Status FabricLink::accept(PeerId id, std::span<const std::byte> remote_offer) {
     return {Code::invalid_argument, "stale peer, or accepted before"};
   }
   if (endpoint_->ep() == nullptr) return {Code::unavailable, "no libfabric endpoint just now"};
-  Result<Offer> offer = decode_offer(remote_offer);
+  Result<PeerOffer> offer = decode_offer(remote_offer, kAddressBytesMax);
   if (!offer.ok()) return offer.status();
   const std::string address(reinterpret_cast<const char*>(offer->address.data()),
                             offer->address.size());

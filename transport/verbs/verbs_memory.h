@@ -7,7 +7,7 @@
 
 namespace kvl::verbs {
 
-struct LocalMemory : RegisteredMemory {
+struct LocalMemory : NamedMemory {
   Owned<ibv_mr> mr;
 };
 
