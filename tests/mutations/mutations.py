@@ -6,11 +6,13 @@ it was. `tests` are program and filter; the first one that fails kills the mutat
 
 OPEN names those that no test has noticed yet: each is a gap in the checkers, to be closed.
 """
+import fabric
 import handoff
 import rendezvous
 import security
 import transport
 
-MUTATIONS = [*transport.MUTATIONS, *handoff.MUTATIONS, *rendezvous.MUTATIONS, *security.MUTATIONS]
+MUTATIONS = [*transport.MUTATIONS, *fabric.MUTATIONS, *handoff.MUTATIONS, *rendezvous.MUTATIONS,
+             *security.MUTATIONS]
 
 OPEN: set[str] = set()

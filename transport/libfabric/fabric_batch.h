@@ -14,10 +14,14 @@
 
 namespace kvl::libfabric {
 
+struct LocalMemory;
+
 struct BatchSlot {
   Batch batch;  // batch.note names `note`
   std::array<std::byte, kNoteBytesMax> note{};
   BatchCursor cursor;
+  std::uint32_t local_region = UINT32_MAX;  // that `local` is of
+  const LocalMemory* local = nullptr;       // held by the batch: looked up once, not once a page
   std::uint64_t bytes_done = 0;
   std::uint32_t operations = 0;  // under way; nothing is said of memory before they have ended
   std::uint32_t next = kNoSlot, previous = kNoSlot;

@@ -60,7 +60,11 @@ FabricLink::Posted FabricLink::post_next(Peer& peer, std::uint32_t index, bool m
   BatchCursor cursor = slot.cursor;
   const std::uint32_t local_region = cursor.op().local_region;
   const std::uint32_t remote_region = cursor.op().remote_region;
-  const LocalMemory& local = *memory_.find(slot.batch.locals[local_region]);
+  if (slot.local_region != local_region) {
+    slot.local_region = local_region;
+    slot.local = memory_.find(slot.batch.locals[local_region]);
+  }
+  const LocalMemory& local = *slot.local;
   RemoteMemory& remote = *remotes_.find(slot.batch.remotes[remote_region]);
   if (remote.gone || !remotes_.verify(remote, peer.owner())) {
     fail_batch(peer, slot, Code::permission);
