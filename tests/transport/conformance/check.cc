@@ -1,6 +1,8 @@
 // Runs checks, and knows where one cannot apply.
 #include "tests/transport/conformance/check.h"
 
+#include <cstdlib>
+
 #include "tests/support/log_guard.h"
 #include "tests/transport/conformance/alloc_count.h"
 
@@ -22,9 +24,14 @@ constexpr Exception kExceptions[] = {
     {"libfabric(tcp)", "device_memory", kNoHmem},
     {"verbs", "device_memory", kNoDmabuf},
     {"verbs(fake)", "device_memory", kNoDmabuf},
+    {"libfabric(given_library)", "device_memory", kNoHmem},
     {"libfabric(fake_efa)", "device_memory", kNoHmem},
     {"libfabric(fake_efa)", "post_and_poll_do_not_allocate", "its packets live in this process"},
 };
+
+// Another libfabric than the system's, with its provider tcp: where the environment names one.
+constexpr std::string_view kGivenLibrary = "given_library";
+constexpr const char* kLibraryVariable = "KVL_TEST_LIBFABRIC";
 
 // Kinds of device that a transport has only when it is asked for them.
 struct Flavour {
@@ -33,6 +40,7 @@ struct Flavour {
 constexpr Flavour kFlavours[] = {
     {"libfabric", "tcp", "libfabric.providers"},
     {"libfabric", kFakeEfa, ""},
+    {"libfabric", kGivenLibrary, "libfabric.providers"},
 };
 
 }  // namespace
@@ -56,6 +64,12 @@ std::vector<Variant> all_kinds() {
       all.push_back(plain);
       all.back().flavour = flavour.name;
       if (flavour.setting.empty()) continue;
+      if (flavour.name == kGivenLibrary) {
+        const char* const file = std::getenv(kLibraryVariable);
+        all.back().flags = {{std::string(flavour.setting), "tcp"},
+                            {"libfabric.library", file == nullptr ? "" : file}};
+        continue;
+      }
       all.back().flags = {{std::string(flavour.setting), std::string(flavour.name)}};
     }
     if (!flavours) all.push_back(plain);
@@ -65,6 +79,9 @@ std::vector<Variant> all_kinds() {
 
 std::string missing_here(const Variant& variant) {
   if (variant.transport == "sim" || variant.flavour == kFakeEfa) return "";
+  if (variant.flavour == kGivenLibrary && std::getenv(kLibraryVariable) == nullptr) {
+    return std::string(kLibraryVariable) + " names no other libfabric.so.1 to try";
+  }
   const std::unique_ptr<Transport> transport = make_transport_of(variant);
   return transport->devices().empty() ? transport->why_unusable() : "";
 }
