@@ -121,7 +121,7 @@ class FabricLink final : public Link {
   bool fence(Peer& peer, std::int64_t now_ns);
   void say(const Peer& peer, MessageType type, std::uint64_t value);
   bool is_clear(const Peer& peer) const;
-  void hear_clear(Peer& peer);
+  void hear_clear(const Peer& from);
   void forbid(const std::string& address);
   void say_goodbye_to_all();
   Status insert_address(Peer& peer);

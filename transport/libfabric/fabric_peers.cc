@@ -65,19 +65,30 @@ Status FabricLink::accept(PeerId id, std::span<const std::byte> remote_offer) {
   return {};
 }
 
-// No operation of a former session is under way to that address any more.
+// No operation of an earlier session is under way to that address, nor will there be one.
 bool FabricLink::is_clear(const Peer& peer) const {
-  return std::none_of(order_.begin(), order_.end(), [&](const Peer* other) {
-    return other->state == PeerState::closing && other->operations > 0 &&
-           other->address_bytes == peer.address_bytes;
+  const auto earlier_end = std::find(order_.begin(), order_.end(), &peer);
+  return std::none_of(order_.begin(), earlier_end, [&](const Peer* other) {
+    const bool writes = other->state == PeerState::up ||
+                        (other->state == PeerState::closing && other->operations > 0);
+    return writes && other->address_bytes == peer.address_bytes;
   });
 }
 
-void FabricLink::hear_clear(Peer& peer) {
-  if (peer.state != PeerState::connecting || peer.address != FI_ADDR_UNSPEC) return;
-  std::erase(forbidden_, peer.address_bytes);
-  if (!insert_address(peer).ok()) return begin_close(peer, Code::unavailable);
-  if (peer.role == PeerRole::active || peer.heard) peer.hello_ns = context_.clock.now_ns();
+// It holds for every session at that address that waits: all of them are later than the fence.
+void FabricLink::hear_clear(const Peer& from) {
+  std::erase(forbidden_, from.address_bytes);
+  for (Peer* const peer : order_) {
+    if (peer->state != PeerState::connecting || peer->address != FI_ADDR_UNSPEC ||
+        peer->address_bytes != from.address_bytes) {
+      continue;
+    }
+    if (!insert_address(*peer).ok()) {
+      begin_close(*peer, Code::unavailable);
+    } else if (peer->role == PeerRole::active || peer->heard) {
+      peer->hello_ns = context_.clock.now_ns();
+    }
+  }
 }
 
 void FabricLink::forbid(const std::string& address) {
@@ -124,8 +135,9 @@ void FabricLink::greet(Peer& peer, std::int64_t now_ns) {
 
 void FabricLink::hear_hello(Peer& peer, std::uint64_t flags) {
   peer.heard = true;
-  if (peer.state == PeerState::connecting && (flags & kHelloHeard) != 0) come_up(peer);
-  if (peer.address != FI_ADDR_UNSPEC && (flags & kHelloUp) == 0) peer.hello_ns = 0;  // at once
+  const bool reachable = peer.address != FI_ADDR_UNSPEC;  // else nobody has heard us yet
+  if (peer.state == PeerState::connecting && (flags & kHelloHeard) != 0 && reachable) come_up(peer);
+  if (reachable && (flags & kHelloUp) == 0) peer.hello_ns = 0;  // at once
 }
 
 void FabricLink::come_up(Peer& peer) {
@@ -170,11 +182,11 @@ bool FabricLink::take_message(const PeerMessage& message, Sink& sink) {
       return true;
     case MessageType::note:
       // Nothing orders messages: who sends notes is up, whether or not its hello came first.
-      if (peer->state == PeerState::connecting) {
+      if (peer->state == PeerState::connecting && peer->address != FI_ADDR_UNSPEC) {
         peer->heard = true;
         come_up(*peer);
       }
-      if (peer->state == PeerState::opened) return true;
+      if (peer->state == PeerState::opened || peer->state == PeerState::connecting) return true;
       if (!peer->up_announced) announce(*peer, sink);
       if (sink.left() == 0) return false;
       {
@@ -206,7 +218,10 @@ void FabricLink::on_control(PeerId id, std::span<const std::byte> bytes) {
     if (peer != nullptr) strangers_[static_cast<std::size_t>(Stranger::malformed)].add();
     return;
   }
-  if (message.type == MessageType::clear) return hear_clear(*peer);
+  if (message.type == MessageType::clear) {
+    if (peer->state == PeerState::connecting) hear_clear(*peer);
+    return;
+  }
   peer->released = peer->released || message.value == kGoodbyeReleased;
   begin_close(*peer, Code::peer_lost);
 }

@@ -11,7 +11,7 @@ namespace kvl::conformance {
 
 struct SessionOptions {
   std::string transport;
-  std::string flavour;  // of the transport, as in Variant
+  std::string flavour;         // of the transport, as in Variant
   bool device_memory = false;  // on side a
   bool retry = false;          // calls that answer exhausted are made again
 };

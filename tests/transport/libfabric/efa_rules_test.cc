@@ -221,6 +221,35 @@ TEST_F(EfaRules, TooMuchToRegisterIsExhausted) {
   EXPECT_EQ(status.code(), Code::exhausted);
 }
 
+// b has shut a out without a's word. The same two meet again: what a's old session still posts must
+// not land, and the new one comes up only when a says that the old one is over.
+TEST_F(EfaRules, FencedAddressComesBackWhenItIsClear) {
+  open(calm());
+  const PeerId old = a->peer;
+  const RemoteId old_remote = a->remote;
+  b->link->close_peer(b->peer);
+  for (int i = 0; i < 5000 && b->find(Event::Kind::peer_down) == nullptr; ++i) b->poll();
+  ASSERT_NE(b->find(Event::Kind::peer_down), nullptr);
+  b->control.sent.clear();  // a learns nothing
+  b->events.clear();
+  a->events.clear();
+  a->peer = a->link->open_peer(PeerRole::active).value();
+  b->peer = b->link->open_peer(PeerRole::passive).value();
+  ASSERT_TRUE(a->link->accept(a->peer, b->link->offer(b->peer).value()).ok());
+  ASSERT_TRUE(b->link->accept(b->peer, a->link->offer(a->peer).value()).ok());
+  op = {0, 0, 0, 0, 1024, 1, 0, 0};
+  Batch late = batch_of_op();
+  late.peer = old;
+  late.remotes = std::span(&old_remote, 1);
+  const std::vector<std::byte> before = b->memory;
+  ASSERT_TRUE(a->link->post(late).ok());
+  EXPECT_NE(end_of(late.ticket), Code::ok);
+  EXPECT_EQ(b->memory, before) << "a fenced session wrote";
+  EXPECT_TRUE(run([&] {
+    return a->find(Event::Kind::peer_up) != nullptr && b->find(Event::Kind::peer_up) != nullptr;
+  }));
+}
+
 // Whoever cancels and then loses the peer does not know what still lands there.
 TEST_F(EfaRules, LossCountsMoreThanACancel) {
   open(calm());
