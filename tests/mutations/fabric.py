@@ -1,5 +1,5 @@
 """Mutations of the libfabric transport: the rules of an EFA, each broken once."""
-from mutation import FABRIC, FABRIC_CONFORMANCE, FABRIC_SIM, Mutation
+from mutation import FABRIC, FABRIC_CONFORMANCE, Mutation
 
 LINK, OPERATIONS, PEERS = ("transport/libfabric/fabric_link.cc",
                            "transport/libfabric/fabric_operations.cc",
@@ -117,15 +117,16 @@ MUTATIONS = [
     Mutation("fabric_fence_opened_again", PEERS,
              "  if (!forbidden) KVL_TRY(insert_address(*peer));",
              "  if (!forbidden || MUTANT) KVL_TRY(insert_address(*peer));",
-             (FABRIC, FABRIC_SIM)),
+             (FABRIC,)),
     Mutation("fabric_clear_said_too_early", PEERS,
              "    return writes && other->address_bytes",
              "    return writes && !MUTANT && other->address_bytes",
-             (FABRIC, FABRIC_SIM)),
+             (FABRIC,)),
     Mutation("fabric_notes_dropped_at_close", PEERS,
-             "  if (!drained_ && now_ns < peer.deadline_ns) return false;",
-             "  if (!drained_ && !MUTANT && now_ns < peer.deadline_ns) return false;",
-             (FABRIC, FABRIC_SIM)),
+             "peer->state == PeerState::opened || peer->state == PeerState::connecting) return true;",
+             "peer->state == PeerState::opened || peer->state == PeerState::connecting ||\n"
+             "          (MUTANT && peer->closed_here)) return true;",
+             (FABRIC,)),
     Mutation("fabric_waits_for_ever", PEERS,
              "  give_up_ = give_up_ || (",
              "  give_up_ = give_up_ || (!MUTANT && ",

@@ -88,7 +88,7 @@ std::uint64_t number_of(const char* name, std::uint64_t usual) {
   const char* const text = std::getenv(name);
   return text == nullptr ? usual : std::strtoull(text, nullptr, 10);
 }
-std::uint64_t runs() { return number_of("KVL_SIM_RUNS", 40); }
+std::uint64_t runs() { return number_of("KVL_SIM_RUNS", 25); }
 std::uint64_t first_seed() { return number_of("KVL_SIM_SEED", 1); }
 
 struct Outcome {
@@ -118,7 +118,7 @@ struct FabricSim : testing::Test {
 };
 
 TEST_F(FabricSim, WithoutFaultsEverythingArrives) {
-  for (std::uint64_t seed = 1; seed <= 10; ++seed) {
+  for (std::uint64_t seed = 1; seed <= 6; ++seed) {
     const Outcome run = run_over_fabric(seed, false);
     ASSERT_TRUE(run.report.ok) << "seed " << seed << ": " << run.report.violation;
     ASSERT_EQ(run.violation, "") << "seed " << seed;

@@ -250,6 +250,19 @@ TEST_F(EfaRules, FencedAddressComesBackWhenItIsClear) {
   }));
 }
 
+// a has been told that its note arrived: b shows it, though it closes before it has looked.
+TEST_F(EfaRules, NotesThatHaveArrivedAreShownAtClose) {
+  open(calm());
+  const std::array<std::byte, 1> note{std::byte{9}};
+  const Ticket ticket = post(1, note);
+  for (int i = 0; i < 1000 && a->find(Event::Kind::batch, ticket) == nullptr; ++i) a->poll();
+  ASSERT_NE(a->find(Event::Kind::batch, ticket), nullptr);
+  ASSERT_EQ(a->find(Event::Kind::batch, ticket)->code, Code::ok);
+  b->link->close_peer(b->peer);
+  EXPECT_TRUE(run([&] { return b->find(Event::Kind::peer_down) != nullptr; }));
+  EXPECT_NE(b->find(Event::Kind::note), nullptr);
+}
+
 // Whoever cancels and then loses the peer does not know what still lands there.
 TEST_F(EfaRules, LossCountsMoreThanACancel) {
   open(calm());
