@@ -226,7 +226,7 @@ bool Ep::take(const void* data, std::size_t bytes) {
   const Receive receive = receives.front();
   receives.pop_front();
   if (!domain->world->options.instant) check_mark(*domain->world, *domain, receive.context);
-  std::memcpy(receive.buffer, data, std::min(bytes, receive.bytes));
+  if (bytes > 0) std::memcpy(receive.buffer, data, std::min(bytes, receive.bytes));
   cq->push({{receive.context, FI_RECV | FI_MSG, bytes, nullptr, 0}});
   return true;
 }
