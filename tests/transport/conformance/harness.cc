@@ -188,7 +188,7 @@ bool Harness::wait_for(const std::function<bool()>& done, std::int64_t limit_ns)
 }
 
 void Harness::wait(const std::function<bool()>& done, const std::string& what) {
-  require(wait_for(done, kDeadlineNs), "did not come in time: " + what);
+  require(wait_for(done, patient(kDeadlineNs)), "did not come in time: " + what);
 }
 
 void Harness::pump_until_reply(Side& side) {
@@ -263,7 +263,7 @@ void Harness::pump_times(std::uint64_t times) {
 void Harness::expect_wake_b(std::uint64_t link) {
   SideServer& server = *sides_[1].local_;
   const int fd = server.wait_fd(link);
-  const std::int64_t end_ns = now_ns() + kDeadlineNs;
+  const std::int64_t end_ns = now_ns() + patient(kDeadlineNs);
   for (pollfd b{fd, POLLIN, 0}; ::poll(&b, 1, 0) == 0;) {
     require(now_ns() < end_ns, "an arrival did not wake the sleeping owner");
     if (pump()) continue;
