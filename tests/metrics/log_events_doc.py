@@ -16,6 +16,7 @@ TABLES = {
     "shm.refused": "transport/shm/shm_refusals.cc",
     "libfabric.peer_lost": "transport/libfabric/fabric_faults.cc",
     "verbs.peer_lost": "transport/verbs/verbs_faults.cc",
+    "ucx.peer_lost": "transport/ucx/ucx_faults.cc",
     "http.refused": "router/http/refusals.cc",
     "bootstrap.refused": "router/bootstrap/refusals.cc",
     "fleet.worker_unhealthy": "router/fleet/fleet.cc",

@@ -1,6 +1,6 @@
 """Mutations of the engine and of what carries its bytes."""
 from mutation import ENGINES, FAULTS, FENCES, HEALTHY, HEALTHY_ENGINES
-from mutation import BOUNDS, TCP, VERBS, Mutation
+from mutation import BOUNDS, TCP, UCX, VERBS, Mutation
 
 MUTATIONS = [
     # --- transfers: pieces, retries, ends
@@ -117,4 +117,17 @@ MUTATIONS = [
              "  if (bytes > room) return false;",
              "  if (bytes > room + (MUTANT ? 1 : 0)) return false;",
              (BOUNDS,)),
+    # --- UCX: flush before note, checks at the target, what UCX chose
+    Mutation("ucx_note_before_the_flush", "transport/ucx/ucx_operations.cc",
+             "if (slot.finished || !slot.quiet()) return Posted::yes;",
+             "if (slot.finished || (!slot.quiet() && !MUTANT)) return Posted::yes;",
+             (UCX,)),
+    Mutation("ucx_access_of_a_run_not_checked", "transport/base/memory_table.h",
+             "!allows(entry->memory.access, wanted)) {",
+             "(!allows(entry->memory.access, wanted) && !MUTANT)) {",
+             (UCX,)),
+    Mutation("ucx_another_transport_taken", "transport/ucx/ucx_peers.cc",
+             "if (!meets(found_.wanted, lanes)) {",
+             "if (!meets(found_.wanted, lanes) && !MUTANT) {",
+             (UCX,)),
 ]

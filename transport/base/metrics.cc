@@ -48,12 +48,14 @@ void BoundedCounts::add(std::initializer_list<std::string_view> closed,
   ++counts_[std::move(key)];
 }
 
-void BoundedCounts::visit(MetricVisitor& visitor) const {
+void BoundedCounts::visit(MetricVisitor& visitor, const MetricLabels& owner) const {
   const std::lock_guard lock(mutex_);
   for (const auto& [key, count] : counts_) {
-    MetricLabels labels;
+    MetricLabels labels = owner;
     for (const auto* const names : {&closed_, &open_}) {
-      for (const std::string_view name : *names) labels.emplace_back(name, key[labels.size()]);
+      for (const std::string_view name : *names) {
+        labels.emplace_back(name, key[labels.size() - owner.size()]);
+      }
     }
     visitor.counter(name_, help_, labels, static_cast<double>(count));
   }

@@ -27,6 +27,7 @@ constexpr Exception kExceptions[] = {
     {"libfabric(given_library)", "device_memory", kNoHmem},
     {"libfabric(fake_efa)", "device_memory", kNoHmem},
     {"libfabric(fake_efa)", "post_and_poll_do_not_allocate", "its packets live in this process"},
+    {"ucx(tcp)", "device_memory", "memory of a GPU needs a UCX that was built for it"},
 };
 
 // Another libfabric than the system's, with its provider tcp: where the environment names one.
@@ -41,6 +42,7 @@ constexpr Flavour kFlavours[] = {
     {"libfabric", "tcp", "libfabric.providers"},
     {"libfabric", kFakeEfa, ""},
     {"libfabric", kGivenLibrary, "libfabric.providers"},
+    {"ucx", "tcp", "ucx.transports"},
 };
 
 }  // namespace

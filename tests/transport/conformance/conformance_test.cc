@@ -21,7 +21,8 @@ namespace {
 // Bytes that never leave the host need no encryption; the simulated network has none, and what a
 // NIC fetches from memory nobody can seal.
 bool encrypts(const Variant& kind) {
-  if (kind.transport == "sim" || kind.transport == "libfabric" || kind.transport == "verbs") {
+  if (kind.transport == "sim" || kind.transport == "libfabric" || kind.transport == "verbs" ||
+      kind.transport == "ucx") {
     return false;
   }
   const std::vector<Device> devices = make_transport_of(kind)->devices();

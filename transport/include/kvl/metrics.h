@@ -50,7 +50,8 @@ class BoundedCounts {
   // Values in the order of the names.
   void add(std::initializer_list<std::string_view> closed,
            std::initializer_list<std::string_view> open);
-  void visit(MetricVisitor& visitor) const;
+  // The labels of the owner come first.
+  void visit(MetricVisitor& visitor, const MetricLabels& owner = {}) const;
 
  private:
   const std::string name_, help_;

@@ -1,0 +1,152 @@
+// What is under way: batches, the operations that they are made of, and peers.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "kvl/transport.h"
+#include "transport/base/batch_cursor.h"
+#include "transport/base/slot_pool.h"
+#include "transport/ucx/ucx_wire.h"
+#include "transport/ucx/ucx_worker.h"
+
+namespace kvl::ucx {
+
+struct BatchSlot {
+  Batch batch;  // batch.note names `note`
+  std::array<std::byte, kNoteBytesMax> note{};
+  BatchCursor cursor;
+  std::uint64_t cookie = 0;       // what its writes are called at the target
+  std::uint64_t bytes_moved = 0;  // out of our memory, or in it
+  std::uint64_t bytes_done = 0;   // … and seen to be there
+  std::uint32_t operations = 0;   // under way; nothing is said of memory before they have ended
+  std::uint32_t next = kNoSlot, previous = kNoSlot;
+  Code code = Code::ok;
+  bool used = false;
+  bool finished = false;      // only its event is left
+  bool started = false;       // its ReadyToken was seen ready
+  bool ending = false;        // no more is posted; `code` is its end
+  bool unflushed = false;     // puts may not have arrived
+  bool flush_posted = false;  // … and will have when it is done
+  bool note_posted = false;   // what is left is UCX's
+
+  bool all_posted() const { return cursor.done() && (batch.note.empty() || note_posted); }
+  bool wants_flush() const { return unflushed && !flush_posted && (ending || cursor.done()); }
+  // Nothing that was posted can touch either side any more.
+  bool quiet() const { return operations == 0 && !unflushed; }
+};
+
+// One operation of UCX, whose own part of it lies in the Link's requests.
+struct Operation {
+  enum class Kind : std::uint8_t { put, get, flush, note, message, answer };
+  std::uint64_t peer = 0;
+  std::uint64_t cookie = 0;  // never used twice; its slot in the low bits
+  std::uint64_t bytes = 0;
+  std::byte* local = nullptr;  // where the answer to a read belongs
+  std::uint64_t received = 0;  // … so much of it has come
+  MemoryId memory;             // held for an answer
+  std::uint32_t batch = kNoSlot;
+  std::uint32_t next = kNoSlot, previous = kNoSlot;
+  ucs_status_t status = UCS_OK;
+  Kind kind = Kind::message;
+  Code code = Code::ok;  // what the answer says
+  bool waits = false;    // for an answer
+  bool sent = false;     // UCX has done its part
+  bool used = false;
+};
+inline constexpr std::uint64_t kSlotMask = 0xFFFF;  // of a cookie
+inline constexpr unsigned kSlotBits = 16;
+
+// opened -> connecting -> up -> closing -> (peer_down, gone); every state may go to closing.
+enum class PeerState : std::uint8_t { opened, connecting, up, closing };
+
+// What a peer has asked for: RunType::fetch or fence.
+struct Answer {
+  RunType type = RunType::fence;
+  std::uint64_t cookie = 0, memory = 0, offset = 0, bytes = 0;
+  std::uint64_t done = 0;  // of the bytes
+};
+// Nobody asks a peer for more at once.
+inline constexpr std::size_t kAnswersMax = 64;
+class Answers {
+ public:
+  bool empty() const { return count_ == 0; }
+  bool push(const Answer& answer) {
+    if (count_ == kAnswersMax) return false;
+    ring_[(first_ + count_++) % kAnswersMax] = answer;
+    return true;
+  }
+  Answer& front() { return ring_[first_]; }
+  void pop() {
+    first_ = (first_ + 1) % kAnswersMax;
+    --count_;
+  }
+
+ private:
+  std::array<Answer, kAnswersMax> ring_;
+  std::size_t first_ = 0, count_ = 0;
+};
+
+struct RefusedBatch {
+  std::uint64_t cookie = 0;
+  Code code = Code::permission;
+};
+
+// A message that is still to be posted.
+struct Owed {
+  MessageType type = MessageType::nothing;
+  std::uint64_t value = 0;
+};
+
+struct Peer {
+  PeerId id;
+  PeerRole role = PeerRole::active;
+  PeerState state = PeerState::opened;
+  PeerToken token;   // ours for this peer
+  PeerToken remote;  // the peer's for us, once accepted
+  bool accepted = false;
+  bool heard = false;  // a hello came: the other side has our address
+  bool up_announced = false;
+  bool closed_here = false;
+  std::vector<std::byte> address;
+  ucp_ep_h ep = nullptr;
+  ucs_status_t failure = UCS_OK;  // what UCX said of the endpoint
+  bool flooded = false;           // there was no room for a message of it
+  std::string chosen;             // what UCX took for its pages
+  Code down_code = Code::ok;
+  std::int64_t deadline_ns = INT64_MAX;
+  std::int64_t hello_ns = INT64_MAX;   // when the next hello is due
+  std::int64_t probe_ns = INT64_MAX;   // when it is asked whether it lives
+  bool active = false;                 // something came from it since the last probe
+  std::int64_t probed_ns = INT64_MAX;  // since when a probe is not out
+  bool last_flush = false;             // posted: the one before the endpoint is closed
+  bool force = false;                  // … which is of no use any more
+  bool closing_ep = false;
+  Closing closing;
+  SlotList queue;
+  std::uint32_t batches_open = 0;  // without their event
+  std::uint32_t operations = 0;    // under way
+  std::deque<Owed> owed;
+  // Where runs are copied.
+  std::uint64_t writes_sent = 0, writes_seen = 0;
+  std::uint32_t asked = 0;            // answers that are still to come
+  Answers answers;                    // … and to be given
+  std::vector<RefusedBatch> refused;  // batches of the peer, until their fence
+};
+
+// A peer's memory under a RemoteId.
+struct ImportedMemory {
+  PeerId peer;
+  RemoteName name;
+  Blob blob;
+  ucp_rkey_h key = nullptr;  // once it was needed
+  std::uint32_t uses = 0;
+  bool verified = false;  // its seal was found to be the peer's
+  bool gone = false;      // removed by the peer
+  bool dropped = false;
+};
+
+}  // namespace kvl::ucx
