@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <span>
@@ -48,10 +49,14 @@ class VerbsLinkTest : public ::testing::Test {
     const Blob from_a = a->link->offer(a->peer).value(), from_b = b->link->offer(b->peer).value();
     ASSERT_TRUE(a->link->accept(a->peer, from_b).ok());
     ASSERT_TRUE(b->link->accept(b->peer, from_a).ok());
+    meets[a.get()][a->peer.value] = b->peer;
+    meets[b.get()][b->peer.value] = a->peer;
   }
   void deliver_control() {
     for (const auto& [from, to] : {std::pair{a.get(), b.get()}, std::pair{b.get(), a.get()}}) {
-      for (const auto& [peer, bytes] : from->control.sent) to->link->on_control(to->peer, bytes);
+      for (const auto& [peer, bytes] : from->control.sent) {
+        to->link->on_control(meets[from][peer.value], bytes);
+      }
       from->control.sent.clear();
     }
   }
@@ -121,6 +126,7 @@ class VerbsLinkTest : public ::testing::Test {
   test::FakeHost host{fake.name};
   std::unique_ptr<Transport> transport;
   std::unique_ptr<test::LinkSide> a, b;
+  std::map<const test::LinkSide*, std::map<std::uint64_t, PeerId>> meets;
   std::deque<PageOp> ops;
   std::uint64_t tickets = 0;
 };

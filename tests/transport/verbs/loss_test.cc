@@ -95,8 +95,10 @@ TEST_F(VerbsLossTest, ClosedPeerIsFlushedBeforeItsEvents) {
   const Ticket ticket = post(100, kNote);
   a->poll();
   a->link->close_peer(a->peer);
+  const std::vector<std::byte> written = b->memory;
   EXPECT_EQ(end_of(ticket), Code::aborted);
   EXPECT_TRUE(run([&] { return a->find(Event::Kind::peer_down) != nullptr && lost(*b); }));
+  EXPECT_EQ(b->memory, written) << "a stopped queue pair went on";
   EXPECT_EQ(a->find(Event::Kind::peer_down)->code, Code::aborted);
   EXPECT_EQ(fake.queue_pairs(), 0U);
   EXPECT_EQ(b->find(Event::Kind::note), nullptr);
@@ -209,6 +211,10 @@ TEST_F(VerbsLossTest, NobodyAnswers) {
   make_sides();
   introduce();
   const Ticket early = post(0, kNote);
+  const Memory extra{a->memory.data(), 4096, MemoryKind::host, 0, Access::remote_all};
+  const MemoryId removed = a->link->add_memory(extra).value();
+  ASSERT_TRUE(a->link->export_memory(removed, a->peer).ok());
+  ASSERT_TRUE(a->link->remove_memory(removed).ok());  // the peer is to be told
   for (int i = 0; i < 10; ++i) a->poll();
   EXPECT_EQ(fake.requests, 0U) << "sent to a queue pair that may not be connected yet";
   clock.now += config.connect_timeout_ms * kMs;

@@ -88,7 +88,7 @@ TEST_F(VerbsLinkTest, SilentEndIsAskedFor) {
   a->poll();
   EXPECT_EQ(fake.requests, 5U);
   ASSERT_TRUE(a->link->cancel(ticket).ok());
-  EXPECT_EQ(end_of(ticket), Code::aborted);
+  ASSERT_EQ(end_of(ticket), Code::aborted);
   EXPECT_EQ(fake.requests, 6U);
   EXPECT_EQ(a->find(Event::Kind::batch, ticket)->bytes_done, 5U * 1024);
 }
@@ -120,6 +120,36 @@ TEST_F(VerbsLinkTest, SmallQueuesDoNotOverflow) {
                          [](const Event& e) { return e.kind == Event::Kind::note; });
   };
   EXPECT_TRUE(run([&] { return notes() == 20; }));
+}
+
+// All that is under way to several peers fails at once: the completion queue has room for it.
+TEST_F(VerbsLinkTest, EverythingMayFailAtOnce) {
+  const test::ExpectLog expected("verbs.peer_lost");
+  fake.limits.max_cqe = 40;
+  fake.limits.max_srq_wr = 16;
+  make_sides();
+  std::vector<std::pair<PeerId, RemoteId>> peers;
+  for (int i = 0; i < 4; ++i) {
+    a->events.clear();
+    b->events.clear();
+    connect();
+    peers.emplace_back(a->peer, a->remote);
+  }
+  fake.silent = true;
+  for (const auto& [peer, remote] : peers) {
+    a->peer = peer;
+    a->remote = remote;
+    post(100);
+  }
+  for (int i = 0; i < 10; ++i) a->poll();
+  fake.break_queue_pairs();
+  fake.silent = false;
+  clock.now += 100'000'000;
+  const auto downs = [](const test::LinkSide& side) {
+    return std::count_if(side.events.begin(), side.events.end(),
+                         [](const Event& e) { return e.kind == Event::Kind::peer_down; });
+  };
+  EXPECT_TRUE(run([&] { return downs(*a) == 4 && downs(*b) == 4; }));
 }
 
 // A receiver that does not poll has no buffers some time: senders wait, and nothing is lost.
