@@ -24,7 +24,7 @@ constexpr bool allows(Access granted, Access wanted) {
 
 // A range of memory to register. The caller owns it and keeps it mapped until it is removed.
 // `shared_fd` names the memfd behind it where the engine allocated it (SharedBuffer): a peer on the
-// same host can then map it. -1: foreign memory.
+// same host can then map it. Of a GPU's memory: its dmabuf, for RDMA devices. -1: foreign memory.
 struct Memory {
   std::byte* data = nullptr;
   std::uint64_t bytes = 0;
