@@ -237,6 +237,8 @@ TEST_F(EfaRules, FencedAddressComesBackWhenItIsClear) {
   b->peer = b->link->open_peer(PeerRole::passive).value();
   ASSERT_TRUE(a->link->accept(a->peer, b->link->offer(b->peer).value()).ok());
   ASSERT_TRUE(b->link->accept(b->peer, a->link->offer(a->peer).value()).ok());
+  run([] { return false; }, 100);
+  EXPECT_EQ(b->find(Event::Kind::peer_up), nullptr) << "up while the old session can still write";
   op = {0, 0, 0, 0, 1024, 1, 0, 0};
   Batch late = batch_of_op();
   late.peer = old;

@@ -17,10 +17,11 @@
 
 namespace kvl::test {
 
-// Time goes on with every poll of either side.
+// Time goes on with every poll of either side, and a little with every look, so that no wait is for
+// ever.
 struct StepClock final : Clock {
-  std::int64_t now_ns() const override { return now; }
-  std::int64_t now = 1'000'000;
+  std::int64_t now_ns() const override { return now += 1'000; }
+  mutable std::int64_t now = 1'000'000;
 };
 
 struct Side : LinkSide {
@@ -84,8 +85,8 @@ class FabricFixture : public ::testing::Test {
       }
     }
   }
-  bool run(const std::function<bool()>& done) {
-    for (int i = 0; i < 10'000 && !done(); ++i) {
+  bool run(const std::function<bool()>& done, int turns = 10'000) {
+    for (int i = 0; i < turns && !done(); ++i) {
       a->poll();
       b->poll();
       deliver_control();
