@@ -15,6 +15,9 @@ std::vector<Setting> settings_rows() {
                               "(rc_verbs+tcp); empty: UCX is not used; require=ucx:NAME adds one"),
       setting<&C::net_devices>("ucx.net_devices", "", 0, 0,
                                "what UCX calls UCX_NET_DEVICES: mlx5_0:1, eth0; empty: all"),
+      setting<&C::log_level>("ucx.log_level", "", 0, 0,
+                             "what UCX itself writes, and that to standard output: fatal, error, "
+                             "warn, info, debug"),
       setting<&C::connect_timeout_ms>("ucx.connect_timeout_ms", "ms", 1, 600'000,
                                       "from the exchange of offers to peer_up"),
       setting<&C::close_timeout_ms>("ucx.close_timeout_ms", "ms", 1, 600'000,

@@ -13,6 +13,7 @@ struct UcxConfig {
   std::string library;      // "": the system's
   std::string transports;   // comma list; "": none, UCX must be asked for
   std::string net_devices;  // "": all
+  std::string log_level = "fatal";
   std::int64_t connect_timeout_ms = 5'000;
   std::int64_t close_timeout_ms = 1'000;
   std::int64_t probe_ms = 300;

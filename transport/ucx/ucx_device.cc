@@ -10,20 +10,33 @@ namespace {
 
 void ignore_failure(void*, ucp_ep_h, ucs_status_t) {}
 
+// An endpoint of a worker to itself. False: there can be none.
+bool loop_back(const Worker& worker, Lanes& lanes) {
+  ucp_ep_h ep = nullptr;
+  if (worker.connect(worker.address(), ignore_failure, nullptr, &ep) != UCS_OK) return false;
+  lanes = lanes_of(worker.api(), ep);
+  Closing closing = worker.close(ep);
+  constexpr int kProgressMax = 1000;
+  for (int i = 0; i < kProgressMax && !worker.closed(closing); ++i) {
+    worker.api().worker_progress(worker.worker());
+  }
+  return true;
+}
+
 // "" or what is missing.
 std::string try_out(const UcxApi& api, const UcxConfig& config, FoundDevice& found) {
-  const auto worker = Worker::open(api, found.transports, config.net_devices, Use::remote_memory);
+  const auto worker =
+      Worker::open(api, found.transports, config.net_devices, config.log_level, Use::remote_memory);
   if (!worker.ok()) return "UCX has no such transport on this host: see ucx_info -d";
-  ucp_ep_h ep = nullptr;
-  if ((*worker)->connect((*worker)->address(), ignore_failure, nullptr, &ep) != UCS_OK) {
+  if (!loop_back(**worker, found.lanes)) {
     // Shared memory, for one: whoever uses it never hears that a peer has died.
     return "UCX cannot tell when a peer is lost there (no peer failure handler)";
   }
-  found.lanes = lanes_of(api, ep);
-  Closing closing = (*worker)->close(ep);
-  constexpr int kProgressMax = 1000;
-  for (int i = 0; i < kProgressMax && !(*worker)->closed(closing); ++i) {
-    api.worker_progress((*worker)->worker());
+  if (found.transports == "tcp" && config.net_devices.empty()) {
+    // UCX 1.20 finds no way from lo to lo.
+    const auto local = Worker::open(api, found.transports, "lo", config.log_level, Use::messages);
+    Lanes lanes;
+    found.loopback = local.ok() && loop_back(**local, lanes);
   }
   // A CPU checks every run that it copies. A worker with remote memory takes puts from whoever has
   // its address and a key, closed endpoint or not.
@@ -69,7 +82,7 @@ std::vector<FoundDevice> find_devices(const UcxApi& api, const UcxConfig& config
 std::string net_devices_of(const FoundDevice& found, const UcxConfig& config,
                            const LinkContext& context) {
   // Nobody else has business at our port.
-  if (config.net_devices.empty() && context.same_host && found.transports == "tcp") return "lo";
+  if (context.same_host && found.loopback) return "lo";
   return config.net_devices;
 }
 

@@ -16,6 +16,7 @@ struct FoundDevice {
   std::string wanted;      // what must carry the pages: the first of its transports
   std::string transports;  // as UCX_TLS
   Lanes lanes;             // what UCX takes between two workers of this host
+  bool loopback = false;   // it can do with "lo" alone
 };
 
 // One device for each of `names` ("tcp", "rc_verbs+tcp") that can move pages and tell when a peer

@@ -29,7 +29,7 @@ constexpr std::array<FaultInfo, kFaults> kTable{{
     {Fault::no_resource, Code::exhausted, "no_resource",
      "UCX has no memory for an operation: see ulimit -l and the memory of this host", false},
     {Fault::other, Code::unavailable, "other",
-     "the log line has UCX's error: UCX_LOG_LEVEL=info says more", true},
+     "the log line has UCX's error: ucx.log_level=info says more", true},
 }};
 static_assert(in_order<&FaultInfo::fault>(kTable));
 

@@ -30,8 +30,9 @@ UcxLink::UcxLink(const FoundDevice& found, const UcxConfig& config, const LinkCo
 
 Result<std::unique_ptr<Link>> UcxLink::open(const UcxApi& api, const FoundDevice& found,
                                             const UcxConfig& config, const LinkContext& context) {
-  auto worker = Worker::open(api, found.transports, net_devices_of(found, config, context),
-                             found.lanes.emulated ? Use::messages : Use::remote_memory);
+  auto worker =
+      Worker::open(api, found.transports, net_devices_of(found, config, context), config.log_level,
+                   found.lanes.emulated ? Use::messages : Use::remote_memory);
   if (!worker.ok()) return worker.status();
   std::unique_ptr<UcxLink> link(new UcxLink(found, config, context, std::move(*worker)));
   KVL_TRY(link->prepare());

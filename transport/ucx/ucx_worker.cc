@@ -34,17 +34,22 @@ void tune(const UcxApi& api, ucp_config_t* config) {
 }  // namespace
 
 Result<std::unique_ptr<Worker>> Worker::open(const UcxApi& api, const std::string& transports,
-                                             const std::string& net_devices, Use use) {
+                                             const std::string& net_devices,
+                                             const std::string& log_level, Use use) {
   std::unique_ptr<Worker> self(new Worker(api, use));
-  KVL_TRY(self->make_context(transports, net_devices));
+  KVL_TRY(self->make_context(transports, net_devices, log_level));
   KVL_TRY(self->make_worker());
   return self;
 }
 
-Status Worker::make_context(const std::string& transports, const std::string& net_devices) {
+Status Worker::make_context(const std::string& transports, const std::string& net_devices,
+                            const std::string& log_level) {
   ucp_config_t* config = nullptr;
   ucs_status_t status = api_.config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return failed("read UCX's configuration", status);
+  // Of the process, not of this context; what it does not know it leaves as it is.
+  [[maybe_unused]] const ucs_status_t quiet =
+      api_.config_modify(config, "LOG_LEVEL", log_level.c_str());
   if (!transports.empty()) status = api_.config_modify(config, "TLS", transports.c_str());
   if (status == UCS_OK && !net_devices.empty()) {
     status = api_.config_modify(config, "NET_DEVICES", net_devices.c_str());

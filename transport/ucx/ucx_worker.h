@@ -34,7 +34,8 @@ class Worker {
   // `transports` and `net_devices` as UCX_TLS and UCX_NET_DEVICES name them; "": all. unavailable:
   // UCX has no such transport or device here; exhausted.
   static Result<std::unique_ptr<Worker>> open(const UcxApi& api, const std::string& transports,
-                                              const std::string& net_devices, Use use);
+                                              const std::string& net_devices,
+                                              const std::string& log_level, Use use);
   ~Worker();
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
@@ -59,7 +60,8 @@ class Worker {
 
  private:
   Worker(const UcxApi& api, Use use) : api_(api), use_(use) {}
-  Status make_context(const std::string& transports, const std::string& net_devices);
+  Status make_context(const std::string& transports, const std::string& net_devices,
+                      const std::string& log_level);
   Status make_worker();
 
   const UcxApi api_;
