@@ -8,7 +8,9 @@
 namespace kvl::ucx {
 namespace {
 
-constexpr std::uint32_t kPostsPerPoll = 64;
+constexpr std::uint32_t kPostsPerPoll = 32;
+// What waits in UCX is copied by whichever poll() finds room for it: that must stay little.
+constexpr std::int64_t kCopiesInflight = 1 << 20;
 constexpr std::int64_t kWatchNs = 1'000'000;      // what wakes nobody is looked at this often
 constexpr std::int64_t kProgressNs = 10'000'000;  // UCX progresses in our calls
 constexpr std::size_t kAlign = 64;
@@ -21,6 +23,8 @@ UcxLink::UcxLink(const FoundDevice& found, const UcxConfig& config, const LinkCo
       config_(config),
       context_(context),
       copies_(found.lanes.emulated),
+      inflight_bytes_max_(static_cast<std::uint64_t>(
+          copies_ ? std::min(kCopiesInflight, config.inflight_bytes) : config.inflight_bytes)),
       worker_(std::move(worker)),
       operations_(static_cast<std::uint32_t>(config.tx_depth)),
       pool_(static_cast<std::uint32_t>(config.batches_inflight_max)),

@@ -83,10 +83,7 @@ class UcxLink final : public Link {
   void finish(Peer& peer, std::uint32_t batch, Code code);
   bool runnable(const Peer& peer, BatchSlot& slot);
   // No further put or get may be posted until one has completed.
-  bool full() const {
-    return operations_.full() ||
-           under_way_bytes_ >= static_cast<std::uint64_t>(config_.inflight_bytes);
-  }
+  bool full() const { return operations_.full() || under_way_bytes_ >= inflight_bytes_max_; }
   // … to this peer, for such a batch.
   bool full(const Peer& peer, const BatchSlot& slot) const {
     return full() ||
@@ -169,6 +166,7 @@ class UcxLink final : public Link {
   const UcxConfig config_;
   const LinkContext context_;
   const bool copies_;  // runs are messages
+  const std::uint64_t inflight_bytes_max_;
   std::unique_ptr<Worker> worker_;
   Memories memory_;
 

@@ -6,7 +6,7 @@
 namespace kvl::ucx {
 namespace {
 
-constexpr int kProgressPerPoll = 16;
+constexpr int kProgressPerPoll = 8;
 
 }  // namespace
 

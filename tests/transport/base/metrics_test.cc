@@ -45,5 +45,15 @@ TEST(BoundedCounts, APeersWordsAreMadePlain) {
       << out.text();
 }
 
+TEST(BoundedCounts, LabelsOfTheOwnerComeFirst) {
+  BoundedCounts counts("kvlane_x_total", "Text.", {"cause"}, {"peer"});
+  counts.add({"even"}, {"b"});
+  PrometheusText out;
+  counts.visit(out, {{"rail", "0"}, {"device", "tcp"}});
+  EXPECT_NE(out.text().find("{rail=\"0\",device=\"tcp\",cause=\"even\",peer=\"b\"} 1\n"),
+            std::string::npos)
+      << out.text();
+}
+
 }  // namespace
 }  // namespace kvl
