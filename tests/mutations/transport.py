@@ -122,7 +122,7 @@ MUTATIONS = [
              "if (slot.finished || !slot.quiet()) return Posted::yes;",
              "if (slot.finished || (!slot.quiet() && !MUTANT)) return Posted::yes;",
              (UCX,)),
-    Mutation("ucx_access_of_a_run_not_checked", "transport/base/memory_table.h",
+    Mutation("ucx_access_of_a_run_not_checked", "transport/fabric/memory_table.h",
              "!allows(entry->memory.access, wanted)) {",
              "(!allows(entry->memory.access, wanted) && !MUTANT)) {",
              (UCX,)),
