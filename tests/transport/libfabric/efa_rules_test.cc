@@ -265,6 +265,22 @@ TEST_F(EfaRules, NotesThatHaveArrivedAreShownAtClose) {
   EXPECT_NE(b->find(Event::Kind::note), nullptr);
 }
 
+// Nobody of ours sends immediates; whoever does harms nobody, also where one uses up a receive.
+TEST_F(EfaRules, ImmediatesOfStrangersDoNoHarm) {
+  for (const bool unsolicited : {true, false}) {
+    FakeOptions options = calm();
+    options.unsolicited = unsolicited;
+    open(options);
+    for (std::uint32_t i = 0; i < 20; ++i) {
+      fake->inject_immediate(i);
+      b->poll();
+      a->poll();
+    }
+    EXPECT_EQ(end_of(post(20)), Code::ok);
+    EXPECT_EQ(b->metric("kvlane_libfabric_strangers_total malformed"), unsolicited ? 0.0 : 20.0);
+  }
+}
+
 // Whoever cancels and then loses the peer does not know what still lands there.
 TEST_F(EfaRules, LossCountsMoreThanACancel) {
   open(calm());

@@ -107,8 +107,6 @@ class FakeProvider {
   void heal();
   void kill_device(std::uint32_t host, std::uint32_t device);
   void revive_device(std::uint32_t host, std::uint32_t device);
-  // Queues of this device get no completions of operations any more, though they happen.
-  void stop_completions(bool stopped);
 
   std::uint64_t rma_posts = 0;  // taken
   std::uint64_t rma_tries = 0;  // … or not
@@ -172,7 +170,6 @@ class FakeProvider {
   std::uint64_t tick_ = 0, packet_numbers_ = 0;
   std::map<std::pair<std::uint32_t, std::uint32_t>, Path> cuts_;
   std::set<std::pair<std::uint32_t, std::uint32_t>> dead_devices_;
-  bool completions_stopped_ = false;
   std::vector<std::string> violations_;
 };
 
