@@ -29,11 +29,16 @@ constexpr std::int64_t kControlEveryNs = 100'000;
 
 std::string first_part(const std::string& text) { return text.substr(0, text.find(':')); }
 
-// "libfabric:efa" wants a device whose name begins with efa.
-bool device_wanted(const Device& device, const std::string& require) {
-  const std::size_t colon = require.find(':');
-  return colon == std::string::npos ||
-         device.name.compare(0, require.size() - colon - 1, require, colon + 1) == 0;
+// "libfabric:efa" (or "efa*"): its name begins so. "libfabric:efa:rdmap16s27": and has this in it.
+bool device_wanted(const Device& device, std::string_view require) {
+  const auto next = [&require] {
+    const std::string_view part = require.substr(0, require.find(':'));
+    require.remove_prefix(std::min(require.size(), part.size() + 1));
+    return part.substr(0, part.find('*'));
+  };
+  next();  // the transport
+  const std::string_view provider = next();
+  return device.name.starts_with(provider) && device.name.find(next()) != std::string::npos;
 }
 
 bool listed(const std::string& list, std::string_view name) {

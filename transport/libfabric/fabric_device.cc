@@ -66,7 +66,10 @@ std::string domain_of(const std::string& provider, const fi_info& info) {
 
 Device describe(const FabricConfig& config, const std::string& provider, const fi_info& info) {
   Device device;
-  device.name = provider + "-" + text(info.domain_attr->name);
+  // Both fabrics of an EFA are of one provider; who asks for one of them wants to see it.
+  const std::string fabric = text(info.fabric_attr->name);
+  const bool direct = provider == "efa" && fabric.starts_with("efa-direct");
+  device.name = (direct ? "efa-direct" : provider) + "-" + text(info.domain_attr->name);
   device.domain = domain_of(provider, info);
   device.caps = Cap::write | Cap::read | Cap::notify | Cap::host_memory;
   if (config.hmem) device.caps = device.caps | Cap::cuda_memory;

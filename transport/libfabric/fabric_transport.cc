@@ -107,7 +107,7 @@ void add_required(const std::string& require, FabricConfig& config) {
   constexpr std::string_view kPrefix = "libfabric:";
   if (!require.starts_with(kPrefix)) return;
   const std::string device = require.substr(kPrefix.size());
-  const std::string provider = device.substr(0, device.find('-'));
+  const std::string provider = device.substr(0, device.find_first_of("-:*"));
   const std::vector<std::string> listed = words(config.providers);
   if (provider.empty() || std::find(listed.begin(), listed.end(), provider) != listed.end()) return;
   config.providers += "," + provider;

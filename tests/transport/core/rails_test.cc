@@ -211,6 +211,27 @@ TEST(Rails, TheOnlyPathIsKept) {
   EXPECT_EQ(rig.link(0, 0).posted(), 1U);
 }
 
+TEST(Rails, RequireNamesAProviderAndADevice) {
+  for (const auto& [require, rails] : {std::pair{"scripted", 3U},
+                                       {"scripted:efa", 2U},
+                                       {"scripted:efa*", 2U},
+                                       {"scripted:efa-direct", 1U},
+                                       {"scripted:efa:rdmap18s0", 1U},
+                                       {"scripted:efa:rdmap9", 0U}}) {
+    std::vector<ScriptedLink*> links;
+    ScriptedDevices devices;
+    devices.names = {"efa-direct-rdmap18s0-rdm", "efa-rdmap19s0-rdm", "tcp-eth0"};
+    EngineWorld world;
+    world.transports.push_back(std::make_unique<test::ScriptedTransport>(devices, &links));
+    Settings::Source source;
+    source.environment = false;
+    source.flags = {{"require", require}};
+    const auto engine =
+        Engine::open(Settings::load(engine_settings(), source).value(), std::move(world));
+    EXPECT_EQ(engine.ok() ? (*engine)->rails().size() : 0U, rails) << require;
+  }
+}
+
 TEST(Rails, NearMustNameADeviceOfTheHost) {
   Settings::Source source;
   source.environment = false;
