@@ -4,22 +4,13 @@
 #include <algorithm>
 #include <mutex>
 #include <optional>
-#include <sstream>
 
+#include "transport/base/word_list.h"
 #include "transport/libfabric/fabric_link.h"
 
 namespace kvl {
 namespace libfabric {
 namespace {
-
-std::vector<std::string> words(const std::string& list) {
-  std::vector<std::string> all;
-  std::istringstream in(list);
-  for (std::string word; std::getline(in, word, ',');) {
-    if (!word.empty()) all.push_back(word);
-  }
-  return all;
-}
 
 class FabricTransport final : public Transport {
  public:
@@ -56,7 +47,7 @@ class FabricTransport final : public Transport {
   void look() {
     if (looked_) return;
     looked_ = true;
-    const std::vector<std::string> providers = words(config_.providers);
+    const std::vector<std::string> providers = words_of(config_.providers);
     // The library starts threads and hooks of its own: not where nothing could come of it.
     const bool only_efa = providers == std::vector<std::string>{"efa"};
     if (!given_ && only_efa && !host_has_efa()) {
@@ -108,7 +99,7 @@ void add_required(const std::string& require, FabricConfig& config) {
   if (!require.starts_with(kPrefix)) return;
   const std::string device = require.substr(kPrefix.size());
   const std::string provider = device.substr(0, device.find_first_of("-:*"));
-  const std::vector<std::string> listed = words(config.providers);
+  const std::vector<std::string> listed = words_of(config.providers);
   if (provider.empty() || std::find(listed.begin(), listed.end(), provider) != listed.end()) return;
   config.providers += "," + provider;
 }

@@ -3,22 +3,13 @@
 
 #include <algorithm>
 #include <optional>
-#include <sstream>
 
+#include "transport/base/word_list.h"
 #include "transport/ucx/ucx_link.h"
 
 namespace kvl {
 namespace ucx {
 namespace {
-
-std::vector<std::string> words(const std::string& list) {
-  std::vector<std::string> all;
-  std::istringstream in(list);
-  for (std::string word; std::getline(in, word, ',');) {
-    if (!word.empty()) all.push_back(word);
-  }
-  return all;
-}
 
 class UcxTransport final : public Transport {
  public:
@@ -54,7 +45,7 @@ class UcxTransport final : public Transport {
     if (looked_) return;
     looked_ = true;
     // The library puts hooks into its process: not where nothing could come of it.
-    const std::vector<std::string> names = words(config_.transports);
+    const std::vector<std::string> names = words_of(config_.transports);
     if (names.empty()) {
       why_ = "UCX must be asked for: ucx.transports=tcp, or require=ucx:rc";
       return;
@@ -80,7 +71,7 @@ void add_required(const std::string& require, UcxConfig& config) {
   if (!require.starts_with(kPrefix)) return;
   const std::string device = require.substr(kPrefix.size());
   const std::string wanted = device.substr(0, device.find('-'));
-  const std::vector<std::string> listed = words(config.transports);
+  const std::vector<std::string> listed = words_of(config.transports);
   const bool have = std::any_of(listed.begin(), listed.end(),
                                 [&](const std::string& name) { return name.starts_with(wanted); });
   if (!wanted.empty() && !have) config.transports += (listed.empty() ? "" : ",") + wanted;
