@@ -338,24 +338,21 @@ bool EngineImpl::next_post(Peer& peer, std::uint16_t index, Post& post) {
 bool EngineImpl::others_are_sooner(Peer& peer, std::uint16_t index, TransferState& transfer,
                                    std::uint64_t bytes) {
   if (rails_.size() < 2 || bytes == 0) return false;
-  const auto usable = [&](std::uint16_t i) {
-    const Pair& pair = peer.pairs[i];
+  const auto usable = [&](const Pair& pair) {
     return pair.state == Pair::State::up && pair.rank == transfer.rank &&
            (rail_bit(pair.rail) & transfer.avoid) == 0;
   };
   double unknown = 0;  // of a rail that has moved nothing: as fast as the fastest
-  for (std::uint16_t i = 0; i < peer.pairs.size(); ++i) {
-    if (usable(i)) unknown = std::max(unknown, rails_[peer.pairs[i].rail].rate.bytes_per_ns());
+  for (const Pair& pair : peer.pairs) {
+    if (usable(pair)) unknown = std::max(unknown, rails_[pair.rail].rate.bytes_per_ns());
   }
   if (unknown == 0) unknown = 1;
   Pair& mine = peer.pairs[index];
   double work = static_cast<double>(transfer.unposted_bytes), rate = 0, soonest = INFINITY;
   std::uint16_t soonest_pair = index;
-  for (std::uint16_t i = 0; i < peer.pairs.size(); ++i) {
-    const Pair& pair = peer.pairs[i];
-    if (i == index || pair.rail == mine.rail || !usable(i) || !fill_table(peer, i, transfer)) {
-      continue;
-    }
+  for (const Pair& pair : peer.pairs) {
+    const auto i = static_cast<std::uint16_t>(&pair - peer.pairs.data());
+    if (pair.rail == mine.rail || !usable(pair) || !fill_table(peer, i, transfer)) continue;
     const RailRate& other = rails_[pair.rail].rate;
     work += static_cast<double>(other.loaded());
     rate += other.bytes_per_ns() > 0 ? other.bytes_per_ns() : unknown;
@@ -375,8 +372,8 @@ bool EngineImpl::others_are_sooner(Peer& peer, std::uint16_t index, TransferStat
 void EngineImpl::piece_posted(Peer& peer, std::uint16_t index, std::uint64_t bytes) {
   if (rails_.size() < 2) return;
   rails_[peer.pairs[index].rail].rate.posted(bytes, exchange_ns_);
-  for (std::uint16_t i = 0; i < peer.pairs.size(); ++i) {
-    Pair& pair = peer.pairs[i];
+  for (Pair& pair : peer.pairs) {
+    const auto i = static_cast<std::uint16_t>(&pair - peer.pairs.data());
     if (i == index || !pair.deferred) continue;
     pair.deferred = false;
     if (pair.state == Pair::State::up) kick_pair(peer, i);
