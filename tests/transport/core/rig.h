@@ -108,9 +108,9 @@ class Rig {
                     {"peer_timeout_ms", std::to_string(kPeerTimeoutMs)},
                     {"reconnect_ms", "20"},
                     {"connect_timeout_ms", "1000"}};
-    for (const auto& [name, text] : options_.settings) {
-      std::erase_if(source.flags, [&](const auto& flag) { return flag.first == name; });
-      source.flags.emplace_back(name, text);
+    for (const auto& setting : options_.settings) {
+      std::erase_if(source.flags, [&](const auto& flag) { return flag.first == setting.first; });
+      source.flags.push_back(setting);
     }
     EngineWorld world;
     world.clock = &world_.clock();
