@@ -30,6 +30,12 @@ constexpr Exception kExceptions[] = {
     {"ucx(tcp)", "device_memory", "memory of a GPU needs a UCX that was built for it"},
 };
 
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kThreadSanitizer = true;
+#else
+constexpr bool kThreadSanitizer = false;
+#endif
+
 // Another libfabric than the system's, with its provider tcp: where the environment names one.
 constexpr std::string_view kGivenLibrary = "given_library";
 constexpr const char* kLibraryVariable = "KVL_TEST_LIBFABRIC";
@@ -81,6 +87,9 @@ std::vector<Variant> all_kinds() {
 
 std::string missing_here(const Variant& variant) {
   if (variant.transport == "sim" || variant.flavour == kFakeEfa) return "";
+  if (variant.transport == "ucx" && kThreadSanitizer) {
+    return "UCX's hooks of memory calls do not live with ThreadSanitizer";
+  }
   if (variant.flavour == kGivenLibrary && std::getenv(kLibraryVariable) == nullptr) {
     return std::string(kLibraryVariable) + " names no other libfabric.so.1 to try";
   }
