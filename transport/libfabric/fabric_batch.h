@@ -1,14 +1,13 @@
 // What is under way: batches, the operations that they are made of, and peers.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <deque>
 #include <string>
 
 #include "kvl/transport.h"
-#include "transport/base/batch_cursor.h"
 #include "transport/base/slot_pool.h"
+#include "transport/fabric/batch_table.h"
 #include "transport/libfabric/fabric_api.h"
 #include "transport/libfabric/fabric_wire.h"
 
@@ -16,22 +15,10 @@ namespace kvl::libfabric {
 
 struct LocalMemory;
 
-struct BatchSlot {
-  Batch batch;  // batch.note names `note`
-  std::array<std::byte, kNoteBytesMax> note{};
-  BatchCursor cursor;
+struct BatchSlot : PostedBatch {
   std::uint32_t local_region = UINT32_MAX;  // that `local` is of
   const LocalMemory* local = nullptr;       // held by the batch: looked up once, not once a page
-  std::uint64_t bytes_done = 0;
   std::uint32_t operations = 0;  // under way; nothing is said of memory before they have ended
-  std::uint32_t next = kNoSlot, previous = kNoSlot;
-  Code code = Code::ok;
-  bool used = false;
-  bool started = false;      // its ReadyToken was seen ready
-  bool ending = false;       // no more is posted; `code` is its end
-  bool note_posted = false;  // what is left is the provider's
-
-  bool all_posted() const { return cursor.done() && (batch.note.empty() || note_posted); }
 };
 
 // One operation of the provider, which writes to `context` while it is under way.
@@ -44,15 +31,6 @@ struct Operation {
   std::uint32_t next = kNoSlot, previous = kNoSlot;
   Kind kind = Kind::message;
   bool used = false;
-};
-
-// opened -> connecting -> up -> closing -> (peer_down, gone); every state may go to closing.
-enum class PeerState : std::uint8_t { opened, connecting, up, closing };
-
-// A message that is still to be posted.
-struct Owed {
-  MessageType type = MessageType::nothing;
-  std::uint64_t value = 0;
 };
 
 struct Peer {

@@ -28,7 +28,7 @@ FabricLink::FabricLink(const FoundDevice& found, const FabricConfig& config,
       endpoint_(std::move(endpoint)),
       memory_(*endpoint_),
       operations_(endpoint_->tx_depth()),
-      pool_(static_cast<std::uint32_t>(config.batches_inflight_max)) {}
+      batches_(static_cast<std::uint32_t>(config.batches_inflight_max)) {}
 
 Result<std::unique_ptr<Link>> FabricLink::open(const FabricApi& api, const FoundDevice& found,
                                                const FabricConfig& config,
@@ -111,7 +111,7 @@ Peer* FabricLink::find_peer(PeerId id) {
 Status FabricLink::post(const Batch& batch) {
   Peer* const peer = find_peer(batch.peer);
   if (peer == nullptr || peer->closed_here) return {Code::invalid_argument, "stale peer"};
-  if (pool_.full()) return {Code::exhausted, "batches in flight"};
+  if (batches_.full()) return {Code::exhausted, "batches in flight"};
   const bool moves = !batch.ops.empty();
   const Cap needed = batch.direction == Direction::write ? Cap::write : Cap::read;
   if (moves && (device_.caps & static_cast<std::uint32_t>(needed)) == 0) {
@@ -123,41 +123,28 @@ Status FabricLink::post(const Batch& batch) {
     return status;
   }
   if (moves) remotes_.hold(batch.remotes);
-  const std::uint32_t index = pool_.take();
-  BatchSlot& slot = pool_[index];
-  slot.batch = batch;
-  std::copy(batch.note.begin(), batch.note.end(), slot.note.begin());
-  slot.batch.note = std::span<const std::byte>(slot.note).first(batch.note.size());
-  slot.cursor.start(batch.ops, batch.begin, batch.end);
-  pool_.push(peer->queue, index);
-  ++queued_;
+  const std::uint32_t index = batches_.take(batch, peer->queue);
   ++peer->batches_open;
   if (peer->state == PeerState::closing) finish(*peer, index, peer->down_code);
   return {};
 }
 
 Status FabricLink::cancel(Ticket ticket) {
-  for (std::uint32_t i = 0; i < pool_.size(); ++i) {
-    BatchSlot& slot = pool_[i];
-    if (!slot.used || slot.batch.ticket != ticket) continue;
-    Peer* const peer = find_peer(slot.batch.peer);
-    if (peer == nullptr || slot.ending) return {};            // its event is on its way
-    if (slot.all_posted() && slot.operations > 0) return {};  // … as soon as the provider is done
-    fail_batch(*peer, slot, Code::aborted);
-    if (slot.operations == 0) finish(*peer, i, slot.code);
-    return {};
-  }
-  return {Code::not_found, "no such batch in flight"};
+  const std::uint32_t i = batches_.find(ticket);
+  if (i == kNoSlot) return {Code::not_found, "no such batch in flight"};
+  BatchSlot& slot = batches_[i];
+  Peer* const peer = find_peer(slot.batch.peer);
+  if (peer == nullptr || slot.ending) return {};            // its event is on its way
+  if (slot.all_posted() && slot.operations > 0) return {};  // … as soon as the provider is done
+  fail_batch(*peer, slot, Code::aborted);
+  if (slot.operations == 0) finish(*peer, i, slot.code);
+  return {};
 }
 
 // Nothing touches the batch's memory any more: only its event is left.
 void FabricLink::finish(Peer& peer, std::uint32_t index, Code code) {
-  BatchSlot& slot = pool_[index];
-  slot.code = code;
-  slot.ending = true;
-  pool_.erase(peer.queue, index);
-  --queued_;
-  pool_.push(done_, index);
+  batches_.finish(index, peer.queue, code);
+  BatchSlot& slot = batches_[index];
   if (slot.batch.ops.empty()) return;
   remotes_.release(slot.batch.remotes);
   memory_.release(slot.batch.locals);
@@ -171,7 +158,7 @@ bool FabricLink::runnable(const Peer& peer, BatchSlot& slot) {
   return !full();
 }
 
-void FabricLink::run_peers(Sink& sink) {
+void FabricLink::run_peers(EventSink& sink) {
   const std::int64_t now_ns = context_.clock.now_ns();
   std::uint32_t budget = kPostsPerPoll;
   for (std::size_t i = 0; i < order_.size(); ++i) {
@@ -203,27 +190,8 @@ void FabricLink::run_peers(Sink& sink) {
   if (!order_.empty()) turn_ = (turn_ + 1) % order_.size();
 }
 
-void FabricLink::deliver_batches(Sink& sink) {
-  while (!done_.empty() && sink.left() > 0) {
-    const std::uint32_t i = done_.head;
-    BatchSlot& slot = pool_[i];
-    pool_.erase(done_, i);
-    Event& event = sink.next(Event::Kind::batch, slot.batch.peer);
-    event.code = slot.code;
-    event.ticket = slot.batch.ticket;
-    event.bytes_done = slot.bytes_done;
-    if (slot.code == Code::ok) {
-      batches_ok_.add();
-    } else {
-      batches_failed_.at(static_cast<std::size_t>(slot.code)).add();
-    }
-    if (Peer* peer = find_peer(slot.batch.peer)) --peer->batches_open;
-    pool_.give(i);
-  }
-}
-
 std::size_t FabricLink::poll(std::span<Event> events) {
-  Sink sink{events};
+  EventSink sink{events};
   stalled_ = false;
   drain_completions();
   take_messages(sink);
@@ -231,7 +199,9 @@ std::size_t FabricLink::poll(std::span<Event> events) {
   if (memory_.has_forgotten()) queue_forgotten();
   run_peers(sink);
   if (doorbell_for_ != 0) ring_doorbell();
-  deliver_batches(sink);
+  batches_.deliver(sink, [this](PeerId id) {
+    if (Peer* const peer = find_peer(id)) --peer->batches_open;
+  });
   if (unsettled_ > 0) {
     const std::int64_t now_ns = context_.clock.now_ns();
     for (std::size_t i = order_.size(); i-- > 0;) {
@@ -243,7 +213,7 @@ std::size_t FabricLink::poll(std::span<Event> events) {
 }
 
 bool FabricLink::arm() {
-  if (!done_.empty() || arrived_count_ > 0 || memory_.has_forgotten()) return false;
+  if (batches_.any_finished() || arrived_count_ > 0 || memory_.has_forgotten()) return false;
   for (Peer* const peer : order_) {
     if (peer->state == PeerState::up && !peer->up_announced) return false;
     if (peer->state == PeerState::closing && peer->batches_open == 0 && peer->operations == 0 &&
@@ -252,8 +222,8 @@ bool FabricLink::arm() {
     }
     if (stalled_) continue;  // next_timer_ns() sees to it
     if (peer->state == PeerState::up && !peer->owed.empty()) return false;
-    for (std::uint32_t b = peer->queue.head; b != kNoSlot; b = pool_[b].next) {
-      if (runnable(*peer, pool_[b])) return false;
+    for (std::uint32_t b = peer->queue.head; b != kNoSlot; b = batches_[b].next) {
+      if (runnable(*peer, batches_[b])) return false;
     }
   }
   return wait_fd() < 0 || endpoint_->may_wait();
@@ -265,7 +235,7 @@ std::int64_t FabricLink::next_timer_ns() const {
   if (wait_fd() < 0 || stalled_ || doorbell_for_ != 0 || !to_post_.empty()) {
     return now_ns + kWatchNs;
   }
-  std::int64_t next = queued_ > 0 ? now_ns + kWatchNs : INT64_MAX;
+  std::int64_t next = batches_.queued() > 0 ? now_ns + kWatchNs : INT64_MAX;
   if (under_way_ > 0) next = std::min(next, now_ns + kProgressNs);
   for (const Peer* peer : order_) {
     const bool late = peer->state == PeerState::closing && peer->deadline_ns <= now_ns;

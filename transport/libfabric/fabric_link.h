@@ -57,18 +57,6 @@ class FabricLink final : public Link {
   void visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) const override;
 
  private:
-  struct Sink {
-    std::span<Event> events;
-    std::size_t count = 0;
-    std::size_t left() const { return events.size() - count; }
-    Event& next(Event::Kind kind, PeerId peer) {
-      Event& event = events[count++];
-      event = Event{};
-      event.kind = kind;
-      event.peer = peer;
-      return event;
-    }
-  };
   struct Address {
     fi_addr_t address = FI_ADDR_UNSPEC;
     std::uint32_t uses = 0;
@@ -89,8 +77,7 @@ class FabricLink final : public Link {
     return operations_.full() ||
            under_way_bytes_ >= static_cast<std::uint64_t>(config_.inflight_bytes);
   }
-  void run_peers(Sink& sink);
-  void deliver_batches(Sink& sink);
+  void run_peers(EventSink& sink);
 
   // fabric_operations.cc
   void run_batches(Peer& peer, std::uint32_t& budget);
@@ -103,21 +90,21 @@ class FabricLink final : public Link {
   void drain_completions();
   void complete(Operation& operation, const fi_cq_err_entry* error);
   void post_receives();
-  void take_messages(Sink& sink);
+  void take_messages(EventSink& sink);
   void replace_endpoint();
   void end_everything();
   void fail_batch(Peer& peer, BatchSlot& slot, Code code);
 
   // fabric_peers.cc
-  bool take_message(const PeerMessage& message, Sink& sink);
+  bool take_message(const PeerMessage& message, EventSink& sink);
   void hear_hello(Peer& peer, std::uint64_t flags);
   void come_up(Peer& peer);
-  void announce(Peer& peer, Sink& sink);
+  void announce(Peer& peer, EventSink& sink);
   void greet(Peer& peer, std::int64_t now_ns);
   void probe(Peer& peer, std::int64_t now_ns);
   void lose(Peer& peer, Fault fault, int error, int provider_error);
   void begin_close(Peer& peer, Code code);
-  bool step_closing(Peer& peer, std::int64_t now_ns, Sink& sink);
+  bool step_closing(Peer& peer, std::int64_t now_ns, EventSink& sink);
   bool fence(Peer& peer, std::int64_t now_ns);
   void say(const Peer& peer, MessageType type, std::uint64_t value);
   bool is_clear(const Peer& peer) const;
@@ -158,10 +145,8 @@ class FabricLink final : public Link {
   std::deque<std::string> forbidden_;
   RemoteMemories remotes_;
   FabricMemory::Forgotten forgotten_;
-  SlotPool<BatchSlot> pool_;
-  SlotList done_;
+  BatchTable<BatchSlot> batches_;
   std::size_t turn_ = 0;
-  std::uint32_t queued_ = 0;     // batches in the queues of peers
   std::uint32_t under_way_ = 0;  // operations
   std::uint32_t unsettled_ = 0;  // peers that connect or close
   std::uint64_t under_way_bytes_ = 0;
@@ -170,11 +155,10 @@ class FabricLink final : public Link {
   bool stalled_ = false;            // the provider could not take an operation
   std::uint64_t doorbell_for_ = 0;  // the peer whose last operation said that more would follow
 
-  Counter written_bytes_, read_bytes_, batches_ok_, notes_sent_, notes_received_;
+  Counter written_bytes_, read_bytes_, notes_sent_, notes_received_;
   Counter posted_, again_, doorbells_, endpoints_replaced_, peers_up_;
   CountByFault faults_;
   CountByStranger strangers_;
-  std::array<Counter, static_cast<std::size_t>(Code::internal) + 1> batches_failed_;
 };
 
 }  // namespace kvl::libfabric

@@ -18,7 +18,7 @@ constexpr std::int64_t kGreetAgainNs = 5'000'000;
 
 // True: the batch can go on in a later poll only.
 bool FabricLink::run_batch(Peer& peer, std::uint32_t index, std::uint32_t& budget) {
-  BatchSlot& slot = pool_[index];
+  BatchSlot& slot = batches_[index];
   for (std::uint32_t run = 0; !slot.ending && !slot.cursor.done() && budget > 0; ++run) {
     // Providers on sockets move all that they have in one call of ours: that must stay little.
     if (full()) return true;
@@ -45,8 +45,8 @@ bool FabricLink::run_batch(Peer& peer, std::uint32_t index, std::uint32_t& budge
 
 void FabricLink::run_batches(Peer& peer, std::uint32_t& budget) {
   for (std::uint32_t i = peer.queue.head; i != kNoSlot && budget > 0;) {
-    const std::uint32_t next = pool_[i].next;
-    BatchSlot& slot = pool_[i];
+    const std::uint32_t next = batches_[i].next;
+    BatchSlot& slot = batches_[i];
     slot.started = slot.started || slot.batch.after.ready();
     if (slot.started && run_batch(peer, i, budget)) return;
     if (peer.state != PeerState::up) return;
@@ -56,7 +56,7 @@ void FabricLink::run_batches(Peer& peer, std::uint32_t& budget) {
 
 // The next stretch of a batch: pieces that lie side by side on both sides are one operation.
 FabricLink::Posted FabricLink::post_next(Peer& peer, std::uint32_t index, bool more) {
-  BatchSlot& slot = pool_[index];
+  BatchSlot& slot = batches_[index];
   BatchCursor cursor = slot.cursor;
   const std::uint32_t local_region = cursor.op().local_region;
   const std::uint32_t remote_region = cursor.op().remote_region;
@@ -123,7 +123,7 @@ FabricLink::Posted FabricLink::outcome(ssize_t result, Peer& peer, std::uint32_t
     posted_.add();
     ++under_way_;
     ++peer.operations;
-    if (operation.batch != kNoSlot) ++pool_[operation.batch].operations;
+    if (operation.batch != kNoSlot) ++batches_[operation.batch].operations;
     doorbell_for_ = more ? peer.id.value : 0;
     return Posted::yes;
   }
@@ -138,8 +138,8 @@ FabricLink::Posted FabricLink::outcome(ssize_t result, Peer& peer, std::uint32_t
   const Fault fault = classify(false, static_cast<int>(-result), 0);
   faults_[static_cast<std::size_t>(fault)].add();
   if (batch != kNoSlot && !about(fault).peer_lost) {
-    fail_batch(peer, pool_[batch], about(fault).code);
-    if (pool_[batch].operations == 0) finish(peer, batch, pool_[batch].code);
+    fail_batch(peer, batches_[batch], about(fault).code);
+    if (batches_[batch].operations == 0) finish(peer, batch, batches_[batch].code);
   } else {
     lose(peer, fault, static_cast<int>(-result), 0);
   }
@@ -231,7 +231,7 @@ void FabricLink::complete(Operation& operation, const fi_cq_err_entry* error) {
     faults_[static_cast<std::size_t>(fault)].add();
   }
   if (done.batch != kNoSlot) {
-    BatchSlot& slot = pool_[done.batch];
+    BatchSlot& slot = batches_[done.batch];
     --slot.operations;
     if (error != nullptr) {
       fail_batch(*peer, slot, about(fault).code);
@@ -274,7 +274,7 @@ void FabricLink::post_receives() {
   }
 }
 
-void FabricLink::take_messages(Sink& sink) {
+void FabricLink::take_messages(EventSink& sink) {
   while (arrived_count_ > 0) {
     const std::uint32_t i = arrived_[arrived_first_];
     const auto* const bytes =

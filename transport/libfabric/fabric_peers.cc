@@ -148,7 +148,7 @@ void FabricLink::come_up(Peer& peer) {
   peers_up_.add();
 }
 
-void FabricLink::announce(Peer& peer, Sink& sink) {
+void FabricLink::announce(Peer& peer, EventSink& sink) {
   if (sink.left() == 0) return;
   sink.next(Event::Kind::peer_up, peer.id);
   peer.up_announced = true;
@@ -170,7 +170,7 @@ void FabricLink::probe(Peer& peer, std::int64_t now_ns) {
 }
 
 // False: there is no room for its event yet.
-bool FabricLink::take_message(const PeerMessage& message, Sink& sink) {
+bool FabricLink::take_message(const PeerMessage& message, EventSink& sink) {
   Peer* const peer = find_peer({message.to_peer});
   if (peer == nullptr || !is_for(message, peer->token)) {
     strangers_[static_cast<std::size_t>(Stranger::unknown_token)].add();
@@ -268,8 +268,8 @@ void FabricLink::begin_close(Peer& peer, Code code) {
   peer.give_up_ns = now_ns + config_.give_up_ms * kMs;
   peer.owed.clear();
   for (std::uint32_t i = peer.queue.head; i != kNoSlot;) {
-    const std::uint32_t next = pool_[i].next;
-    BatchSlot& slot = pool_[i];
+    const std::uint32_t next = batches_[i].next;
+    BatchSlot& slot = batches_[i];
     if (!slot.all_posted() || slot.operations == 0) fail_batch(peer, slot, code);
     if (slot.operations == 0) finish(peer, i, slot.code);
     i = next;
@@ -277,7 +277,7 @@ void FabricLink::begin_close(Peer& peer, Code code) {
 }
 
 // True: the peer is gone, and so is the reference.
-bool FabricLink::step_closing(Peer& peer, std::int64_t now_ns, Sink& sink) {
+bool FabricLink::step_closing(Peer& peer, std::int64_t now_ns, EventSink& sink) {
   // The memory of a batch is the provider's until it says otherwise, or until it is made to.
   give_up_ = give_up_ || (!peer.queue.empty() && now_ns >= peer.give_up_ns);
   if (peer.batches_open > 0 || sink.left() == 0) return false;
@@ -323,7 +323,7 @@ void FabricLink::say_goodbye_to_all() {
   // of this process that is closed.
   std::array<Event, 16> last_events;
   for (std::size_t i = 0; i <= endpoint_->rx_depth() / last_events.size(); ++i) {
-    Sink sink{last_events};
+    EventSink sink{last_events};
     drain_completions();
     take_messages(sink);
     post_receives();

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "kvl/log.h"
+#include "transport/base/labelled_metrics.h"
 
 namespace kvl::shm {
 namespace {
@@ -236,34 +237,21 @@ std::size_t ShmLink::poll(std::span<Event> events) {
 }
 
 void ShmLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) const {
-  const auto count = [&](std::string_view name, std::string_view help, const Counter& counter) {
-    visitor.counter(name, help, labels, static_cast<double>(counter.value()));
-  };
-  // A series appears with its first; the one of `always` is there from the beginning.
-  const auto by_code = [&](std::string_view name, std::string_view help, Code always,
-                           const CountByCode& counters) {
-    MetricLabels with_cause = labels;
-    with_cause.emplace_back("cause", "");
-    for (std::size_t i = 0; i < kCodes; ++i) {
-      const auto code = static_cast<Code>(i);
-      if (code != always && counters[i].value() == 0) continue;
-      with_cause.back().second = std::string(to_string(code));
-      visitor.counter(name, help, with_cause, static_cast<double>(counters[i].value()));
-    }
-  };
-  count("kvlane_shm_written_bytes_total", "Bytes copied to peers", bytes_written_);
-  count("kvlane_shm_read_bytes_total", "Bytes copied from peers", bytes_read_);
-  count("kvlane_shm_batches_ok_total", "Batches that ended ok", batches_ok_);
-  by_code("kvlane_shm_batches_failed_total", "Batches that ended otherwise, by cause",
-          Code::unavailable, batches_failed_);
-  count("kvlane_shm_notes_sent_total", "Notes written", notes_sent_);
-  count("kvlane_shm_notes_received_total", "Notes taken", notes_received_);
-  count("kvlane_shm_doorbells_total", "Sleeping peers that were woken", doorbells_);
-  by_code("kvlane_shm_refused_memory_total", "Memory of peers that could not be used, by cause",
-          Code::unsupported, denied_memory_);
-  by_code("kvlane_shm_unfenced_peers_total",
-          "Peers that were given up while they might still write here, by cause", Code::timed_out,
-          peers_unfenced_);
+  LabelledMetrics metrics(visitor, labels);
+  metrics.count("kvlane_shm_written_bytes_total", "Bytes copied to peers", bytes_written_);
+  metrics.count("kvlane_shm_read_bytes_total", "Bytes copied from peers", bytes_read_);
+  metrics.count("kvlane_shm_batches_ok_total", "Batches that ended ok", batches_ok_);
+  metrics.by_code("kvlane_shm_batches_failed_total", "Batches that ended otherwise, by cause",
+                  Code::unavailable, batches_failed_);
+  metrics.count("kvlane_shm_notes_sent_total", "Notes written", notes_sent_);
+  metrics.count("kvlane_shm_notes_received_total", "Notes taken", notes_received_);
+  metrics.count("kvlane_shm_doorbells_total", "Sleeping peers that were woken", doorbells_);
+  metrics.by_code("kvlane_shm_refused_memory_total",
+                  "Memory of peers that could not be used, by cause", Code::unsupported,
+                  denied_memory_);
+  metrics.by_code("kvlane_shm_unfenced_peers_total",
+                  "Peers that were given up while they might still write here, by cause",
+                  Code::timed_out, peers_unfenced_);
   refusals_.visit(visitor, labels);
 }
 

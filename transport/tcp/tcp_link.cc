@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "transport/base/labelled_metrics.h"
 #include "transport/tcp/tcp_socket.h"
 
 namespace kvl::tcp {
@@ -332,55 +333,40 @@ int TcpLink::lane_fd(PeerId id, std::size_t index) {
 
 void TcpLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) const {
   const Counters& c = core_.counters;
-  const auto counter = [&](std::string_view name, std::string_view help, const Counter& value) {
-    visitor.counter(name, help, labels, static_cast<double>(value.value()));
-  };
-  MetricLabels with_cause = labels;
-  with_cause.emplace_back("cause", "");
-  // A series appears with its first; the one of `always` is there from the beginning.
-  const auto by_code = [&](std::string_view name, std::string_view help, Code always,
-                           const Counters::CountByCode& counters) {
-    for (std::size_t i = 0; i < counters.size(); ++i) {
-      const auto code = static_cast<Code>(i);
-      if (code != always && counters[i].value() == 0) continue;
-      with_cause.back().second = std::string(to_string(code));
-      visitor.counter(name, help, with_cause, static_cast<double>(counters[i].value()));
-    }
-  };
+  LabelledMetrics metrics(visitor, labels);
   const auto by_fault = [&](std::string_view name, std::string_view help,
                             const CountByFault& counters) {
     for (std::size_t i = 0; i < counters.size(); ++i) {
-      with_cause.back().second = std::string(about(static_cast<LaneFault>(i)).cause);
-      visitor.counter(name, help, with_cause, static_cast<double>(counters[i].value()));
+      metrics.by_cause(name, help, about(static_cast<LaneFault>(i)).cause, counters[i]);
     }
   };
-  counter("kvlane_tcp_sent_bytes_total", "Bytes handed to data lanes", c.bytes_sent);
-  counter("kvlane_tcp_received_bytes_total", "Bytes taken from data lanes", c.bytes_received);
-  counter("kvlane_tcp_send_calls_total", "sendmsg calls", c.send_calls);
-  counter("kvlane_tcp_receive_calls_total", "recv and readv calls", c.receive_calls);
-  counter("kvlane_tcp_sent_frames_total", "Frames sent", c.frames_sent);
-  counter("kvlane_tcp_received_frames_total", "Frames received", c.frames_received);
-  counter("kvlane_tcp_batches_ok_total", "Batches that were done", c.batches_ok);
-  by_code("kvlane_tcp_batches_failed_total", "Batches that failed, by cause", Code::unavailable,
-          c.batches_failed);
-  counter("kvlane_tcp_refused_runs_total", "Runs of peers that named memory not theirs to touch",
-          c.runs_refused);
-  counter("kvlane_tcp_malformed_frames_total", "Lanes closed because of what arrived on them",
-          c.frames_malformed);
+  metrics.count("kvlane_tcp_sent_bytes_total", "Bytes handed to data lanes", c.bytes_sent);
+  metrics.count("kvlane_tcp_received_bytes_total", "Bytes taken from data lanes", c.bytes_received);
+  metrics.count("kvlane_tcp_send_calls_total", "sendmsg calls", c.send_calls);
+  metrics.count("kvlane_tcp_receive_calls_total", "recv and readv calls", c.receive_calls);
+  metrics.count("kvlane_tcp_sent_frames_total", "Frames sent", c.frames_sent);
+  metrics.count("kvlane_tcp_received_frames_total", "Frames received", c.frames_received);
+  metrics.count("kvlane_tcp_batches_ok_total", "Batches that were done", c.batches_ok);
+  metrics.by_code("kvlane_tcp_batches_failed_total", "Batches that failed, by cause",
+                  Code::unavailable, c.batches_failed);
+  metrics.count("kvlane_tcp_refused_runs_total",
+                "Runs of peers that named memory not theirs to touch", c.runs_refused);
+  metrics.count("kvlane_tcp_malformed_frames_total", "Lanes closed because of what arrived on them",
+                c.frames_malformed);
   by_fault("kvlane_tcp_refused_greetings_total",
            "Connections to the data port that did not become a lane, by cause",
            c.greetings_refused);
   by_fault("kvlane_tcp_failed_dials_total", "Attempts to open a lane that failed, by cause",
            c.dials_failed);
-  counter("kvlane_tcp_refused_records_total",
-          "Encrypted lanes closed because a record was changed, repeated or lost",
-          c.records_refused);
-  counter("kvlane_tcp_opened_lanes_total", "Lanes that came up", c.lanes_opened);
-  by_code("kvlane_tcp_lost_lanes_total", "Lanes that died, by cause", Code::peer_lost,
-          c.lanes_lost);
-  counter("kvlane_tcp_staging_copies_total", "Copies through bounce buffers", c.copies);
-  counter("kvlane_tcp_zerocopy_notices_total", "MSG_ZEROCOPY sends that are over",
-          c.zerocopy_notices);
+  metrics.count("kvlane_tcp_refused_records_total",
+                "Encrypted lanes closed because a record was changed, repeated or lost",
+                c.records_refused);
+  metrics.count("kvlane_tcp_opened_lanes_total", "Lanes that came up", c.lanes_opened);
+  metrics.by_code("kvlane_tcp_lost_lanes_total", "Lanes that died, by cause", Code::peer_lost,
+                  c.lanes_lost);
+  metrics.count("kvlane_tcp_staging_copies_total", "Copies through bounce buffers", c.copies);
+  metrics.count("kvlane_tcp_zerocopy_notices_total", "MSG_ZEROCOPY sends that are over",
+                c.zerocopy_notices);
 }
 
 }  // namespace kvl::tcp

@@ -8,32 +8,21 @@
 #include <vector>
 
 #include "kvl/transport.h"
-#include "transport/base/batch_cursor.h"
 #include "transport/base/slot_pool.h"
+#include "transport/fabric/batch_table.h"
 #include "transport/ucx/ucx_wire.h"
 #include "transport/ucx/ucx_worker.h"
 
 namespace kvl::ucx {
 
-struct BatchSlot {
-  Batch batch;  // batch.note names `note`
-  std::array<std::byte, kNoteBytesMax> note{};
-  BatchCursor cursor;
+struct BatchSlot : PostedBatch {
   std::uint64_t cookie = 0;       // what its writes are called at the target
   std::uint64_t bytes_moved = 0;  // out of our memory, or in it
-  std::uint64_t bytes_done = 0;   // … and seen to be there
   std::uint32_t operations = 0;   // under way; nothing is said of memory before they have ended
-  std::uint32_t next = kNoSlot, previous = kNoSlot;
-  Code code = Code::ok;
-  bool used = false;
-  bool finished = false;      // only its event is left
-  bool started = false;       // its ReadyToken was seen ready
-  bool ending = false;        // no more is posted; `code` is its end
-  bool unflushed = false;     // puts may not have arrived
-  bool flush_posted = false;  // … and will have when it is done
-  bool note_posted = false;   // what is left is UCX's
+  bool finished = false;          // only its event is left
+  bool unflushed = false;         // puts may not have arrived
+  bool flush_posted = false;      // … and will have when it is done
 
-  bool all_posted() const { return cursor.done() && (batch.note.empty() || note_posted); }
   bool wants_flush() const { return unflushed && !flush_posted && (ending || cursor.done()); }
   // Nothing that was posted can touch either side any more.
   bool quiet() const { return operations == 0 && !unflushed; }
@@ -59,9 +48,6 @@ struct Operation {
 };
 inline constexpr std::uint64_t kSlotMask = 0xFFFF;  // of a cookie
 inline constexpr unsigned kSlotBits = 16;
-
-// opened -> connecting -> up -> closing -> (peer_down, gone); every state may go to closing.
-enum class PeerState : std::uint8_t { opened, connecting, up, closing };
 
 // What a peer has asked for: RunType::fetch or fence.
 struct Answer {
@@ -93,12 +79,6 @@ class Answers {
 struct RefusedBatch {
   std::uint64_t cookie = 0;
   Code code = Code::permission;
-};
-
-// A message that is still to be posted.
-struct Owed {
-  MessageType type = MessageType::nothing;
-  std::uint64_t value = 0;
 };
 
 struct Peer {

@@ -41,7 +41,7 @@ UcxLink::Posted UcxLink::post_copy(Peer& peer, std::uint32_t number, const Remot
     return post_run(peer, number, header, {});
   }
   header.type = RunType::write;
-  header.cookie = pool_[operation.batch].cookie;
+  header.cookie = batches_[operation.batch].cookie;
   ++peer.writes_sent;
   const Posted posted = post_run(peer, number, header, {data, header.bytes});
   if (posted != Posted::yes) --peer.writes_sent;
@@ -53,7 +53,7 @@ UcxLink::Posted UcxLink::post_fence(Peer& peer, std::uint32_t number, std::uint3
   RunHeader header;
   header.type = RunType::fence;
   header.cookie = operations_[number].cookie;
-  header.memory = pool_[batch].cookie;
+  header.memory = batches_[batch].cookie;
   header.offset = peer.writes_sent;
   ask(peer, operations_[number]);
   return post_run(peer, number, header, {});

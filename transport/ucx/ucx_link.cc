@@ -27,7 +27,7 @@ UcxLink::UcxLink(const FoundDevice& found, const UcxConfig& config, const LinkCo
           copies_ ? std::min(kCopiesInflight, config.inflight_bytes) : config.inflight_bytes)),
       worker_(std::move(worker)),
       operations_(static_cast<std::uint32_t>(config.tx_depth)),
-      pool_(static_cast<std::uint32_t>(config.batches_inflight_max)),
+      batches_(static_cast<std::uint32_t>(config.batches_inflight_max)),
       peers_up_("kvlane_ucx_peers_up_total",
                 "Peers that came up, by what UCX chose for their pages", {"emulated"}, {"chosen"}) {
 }
@@ -124,7 +124,7 @@ Status UcxLink::check_batch(const Batch& batch) {
 Status UcxLink::post(const Batch& batch) {
   Peer* const peer = find_peer(batch.peer);
   if (peer == nullptr || peer->closed_here) return {Code::invalid_argument, "stale peer"};
-  if (pool_.full()) return {Code::exhausted, "batches in flight"};
+  if (batches_.full()) return {Code::exhausted, "batches in flight"};
   const bool moves = !batch.ops.empty();
   if (moves) KVL_TRY(memory_.hold(batch.locals));
   if (const Status status = check_batch(batch); !status.ok()) {
@@ -134,42 +134,30 @@ Status UcxLink::post(const Batch& batch) {
   if (moves) {
     for (const RemoteId id : batch.remotes) ++imported_.find(id.value)->uses;
   }
-  const std::uint32_t index = pool_.take();
-  BatchSlot& slot = pool_[index];
-  slot.batch = batch;
-  slot.cookie = ++cookies_ << kSlotBits | index;
-  std::copy(batch.note.begin(), batch.note.end(), slot.note.begin());
-  slot.batch.note = std::span<const std::byte>(slot.note).first(batch.note.size());
-  slot.cursor.start(batch.ops, batch.begin, batch.end);
-  pool_.push(peer->queue, index);
-  ++queued_;
+  const std::uint32_t index = batches_.take(batch, peer->queue);
+  batches_[index].cookie = ++cookies_ << kSlotBits | index;
   ++peer->batches_open;
   if (peer->state == PeerState::closing) finish(*peer, index, peer->down_code);
   return {};
 }
 
 Status UcxLink::cancel(Ticket ticket) {
-  for (std::uint32_t i = 0; i < pool_.size(); ++i) {
-    BatchSlot& slot = pool_[i];
-    if (!slot.used || slot.batch.ticket != ticket) continue;
-    Peer* const peer = find_peer(slot.batch.peer);
-    if (peer == nullptr || slot.ending) return {};            // its event is on its way
-    if (slot.all_posted() && slot.operations > 0) return {};  // … as soon as UCX is done
-    fail_batch(*peer, slot, Code::aborted);
-    if (slot.quiet()) finish(*peer, i, slot.code);
-    return {};
-  }
-  return {Code::not_found, "no such batch in flight"};
+  const std::uint32_t i = batches_.find(ticket);
+  if (i == kNoSlot) return {Code::not_found, "no such batch in flight"};
+  BatchSlot& slot = batches_[i];
+  Peer* const peer = find_peer(slot.batch.peer);
+  if (peer == nullptr || slot.ending) return {};            // its event is on its way
+  if (slot.all_posted() && slot.operations > 0) return {};  // … as soon as UCX is done
+  fail_batch(*peer, slot, Code::aborted);
+  if (slot.quiet()) finish(*peer, i, slot.code);
+  return {};
 }
 
 // Nothing touches the batch's memory any more: only its event is left.
 void UcxLink::finish(Peer& peer, std::uint32_t index, Code code) {
-  BatchSlot& slot = pool_[index];
-  slot.code = code;
-  slot.ending = slot.finished = true;
-  pool_.erase(peer.queue, index);
-  --queued_;
-  pool_.push(done_, index);
+  batches_.finish(index, peer.queue, code);
+  BatchSlot& slot = batches_[index];
+  slot.finished = true;
   if (!slot.batch.ops.empty()) release(slot.batch);
 }
 
@@ -182,7 +170,7 @@ bool UcxLink::runnable(const Peer& peer, BatchSlot& slot) {
   return !full(peer, slot);
 }
 
-void UcxLink::run_peers(Sink& sink) {
+void UcxLink::run_peers(EventSink& sink) {
   const std::int64_t now_ns = context_.clock.now_ns();
   std::uint32_t budget = kPostsPerPoll, answers = kPostsPerPoll;
   for (std::size_t i = 0; i < order_.size(); ++i) {
@@ -213,27 +201,14 @@ void UcxLink::run_peers(Sink& sink) {
   if (!order_.empty()) turn_ = (turn_ + 1) % order_.size();
 }
 
-void UcxLink::deliver_batches(Sink& sink) {
-  while (!done_.empty() && sink.left() > 0) {
-    const std::uint32_t i = done_.head;
-    BatchSlot& slot = pool_[i];
-    pool_.erase(done_, i);
-    Event& event = sink.next(Event::Kind::batch, slot.batch.peer);
-    event.code = slot.code;
-    event.ticket = slot.batch.ticket;
-    event.bytes_done = slot.bytes_done;
-    if (slot.code == Code::ok) {
-      batches_ok_.add();
-    } else {
-      batches_failed_.at(static_cast<std::size_t>(slot.code)).add();
-    }
-    if (Peer* peer = find_peer(slot.batch.peer)) --peer->batches_open;
-    pool_.give(i);
-  }
+void UcxLink::deliver_batches(EventSink& sink) {
+  batches_.deliver(sink, [this](PeerId id) {
+    if (Peer* const peer = find_peer(id)) --peer->batches_open;
+  });
 }
 
 std::size_t UcxLink::poll(std::span<Event> events) {
-  Sink sink{events};
+  EventSink sink{events};
   stalled_ = false;
   progress();
   drain_completions();
@@ -251,7 +226,8 @@ std::size_t UcxLink::poll(std::span<Event> events) {
 }
 
 bool UcxLink::arm() {
-  if (!done_.empty() || arrived_count_ > 0 || !completed_.empty() || memory_.has_forgotten()) {
+  if (batches_.any_finished() || arrived_count_ > 0 || !completed_.empty() ||
+      memory_.has_forgotten()) {
     return false;
   }
   for (Peer* const peer : order_) {
@@ -264,8 +240,8 @@ bool UcxLink::arm() {
     }
     if (stalled_) continue;  // next_timer_ns() sees to it
     if (peer->state == PeerState::up && (!peer->owed.empty() || answerable(*peer))) return false;
-    for (std::uint32_t b = peer->queue.head; b != kNoSlot; b = pool_[b].next) {
-      if (runnable(*peer, pool_[b])) return false;
+    for (std::uint32_t b = peer->queue.head; b != kNoSlot; b = batches_[b].next) {
+      if (runnable(*peer, batches_[b])) return false;
     }
   }
   return !busy_ && (wait_fd() < 0 || worker_->may_wait());
@@ -275,7 +251,7 @@ std::int64_t UcxLink::next_timer_ns() const {
   const std::int64_t now_ns = context_.clock.now_ns();
   // A ReadyToken is a word in memory that wakes nobody; nor does every transport of UCX.
   if (wait_fd() < 0 || stalled_) return now_ns + kWatchNs;
-  std::int64_t next = queued_ > 0 ? now_ns + kWatchNs : INT64_MAX;
+  std::int64_t next = batches_.queued() > 0 ? now_ns + kWatchNs : INT64_MAX;
   if (under_way_ > 0) next = std::min(next, now_ns + kProgressNs);
   for (const Peer* peer : order_) {
     next = std::min({next, peer->deadline_ns, peer->hello_ns, peer->probe_ns});

@@ -57,18 +57,6 @@ class UcxLink final : public Link {
   void visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) const override;
 
  private:
-  struct Sink {
-    std::span<Event> events;
-    std::size_t count = 0;
-    std::size_t left() const { return events.size() - count; }
-    Event& next(Event::Kind kind, PeerId peer) {
-      Event& event = events[count++];
-      event = Event{};
-      event.kind = kind;
-      event.peer = peer;
-      return event;
-    }
-  };
   enum class Posted : std::uint8_t { yes, again, failed };
   static constexpr unsigned kMessageId = 1, kRunId = 2;  // of our active messages
 
@@ -89,8 +77,8 @@ class UcxLink final : public Link {
     return full() ||
            (copies_ && slot.batch.direction == Direction::read && peer.asked >= kAnswersMax);
   }
-  void run_peers(Sink& sink);
-  void deliver_batches(Sink& sink);
+  void run_peers(EventSink& sink);
+  void deliver_batches(EventSink& sink);
 
   // ucx_operations.cc
   void run_batches(Peer& peer, std::uint32_t& budget);
@@ -134,23 +122,23 @@ class UcxLink final : public Link {
   static ucs_status_t on_message(void* link, const void* header, std::size_t header_bytes,
                                  void* data, std::size_t bytes, const ucp_am_recv_param_t* param);
   bool may_receive() const { return arrived_count_ < arrived_.size() / 2; }
-  void take_messages(Sink& sink);
-  bool take_message(const PeerMessage& message, Sink& sink);
-  bool take_note(Peer& peer, const PeerMessage& message, Sink& sink);
+  void take_messages(EventSink& sink);
+  bool take_message(const PeerMessage& message, EventSink& sink);
+  bool take_note(Peer& peer, const PeerMessage& message, EventSink& sink);
 
   // ucx_peers.cc
   static void on_failure(void* peer, ucp_ep_h ep, ucs_status_t status);
   bool connect(Peer& peer);
   void hear_hello(Peer& peer, std::uint64_t flags);
   void come_up(Peer& peer);
-  void announce(Peer& peer, Sink& sink);
+  void announce(Peer& peer, EventSink& sink);
   void greet(Peer& peer, std::int64_t now_ns);
   void probe(Peer& peer, std::int64_t now_ns);
   void lose(Peer& peer, Fault fault, ucs_status_t status);
   void begin_close(Peer& peer, Code code);
   bool step_endpoint(Peer& peer, std::int64_t now_ns);
   void finish_all(Peer& peer, bool arrived);
-  void step_closing(Peer& peer, std::int64_t now_ns, Sink& sink);
+  void step_closing(Peer& peer, std::int64_t now_ns, EventSink& sink);
   void say_goodbye_to_all();
 
   // ucx_names.cc
@@ -187,21 +175,18 @@ class UcxLink final : public Link {
   std::vector<Peer*> order_;
   SlotMap<ImportedMemory> imported_;
   Memories::Forgotten forgotten_;
-  SlotPool<BatchSlot> pool_;
-  SlotList done_;
+  BatchTable<BatchSlot> batches_;
   std::size_t turn_ = 0;
-  std::uint32_t queued_ = 0;     // batches in the queues of peers
   std::uint32_t under_way_ = 0;  // operations
   std::uint32_t unsettled_ = 0;  // peers that connect or close
   std::uint64_t under_way_bytes_ = 0;
   bool stalled_ = false;  // UCX could not take an operation
   bool busy_ = false;     // UCX may have more for us
 
-  Counter written_bytes_, read_bytes_, batches_ok_, notes_sent_, notes_received_;
+  Counter written_bytes_, read_bytes_, notes_sent_, notes_received_;
   Counter posted_, again_, flushes_, refused_names_, refused_runs_, forced_;
   CountByFault faults_;
   CountByStranger strangers_;
-  std::array<Counter, static_cast<std::size_t>(Code::internal) + 1> batches_failed_;
   BoundedCounts peers_up_;
 };
 

@@ -51,7 +51,7 @@ ucs_status_t UcxLink::on_message(void* link, const void* header, std::size_t hea
   return UCS_OK;
 }
 
-void UcxLink::take_messages(Sink& sink) {
+void UcxLink::take_messages(EventSink& sink) {
   while (arrived_count_ > 0) {
     if (!take_message(arrived_[arrived_first_], sink)) return;  // no room for its event
     arrived_first_ = (arrived_first_ + 1) % arrived_.size();
@@ -60,7 +60,7 @@ void UcxLink::take_messages(Sink& sink) {
 }
 
 // False: there is no room for its event yet.
-bool UcxLink::take_message(const PeerMessage& message, Sink& sink) {
+bool UcxLink::take_message(const PeerMessage& message, EventSink& sink) {
   Peer* const peer = find_peer({message.to_peer});
   if (peer == nullptr) return true;  // it has gone in the meantime
   switch (message.type) {
@@ -82,7 +82,7 @@ bool UcxLink::take_message(const PeerMessage& message, Sink& sink) {
   return true;
 }
 
-bool UcxLink::take_note(Peer& peer, const PeerMessage& message, Sink& sink) {
+bool UcxLink::take_note(Peer& peer, const PeerMessage& message, EventSink& sink) {
   // Nothing orders messages: who sends notes is up, whether or not its hello came first.
   if (peer.state == PeerState::connecting) {
     peer.heard = true;

@@ -12,7 +12,7 @@ constexpr int kProgressPerPoll = 8;
 
 // True: the batch can go on in a later poll only.
 bool UcxLink::run_batch(Peer& peer, std::uint32_t index, std::uint32_t& budget) {
-  BatchSlot& slot = pool_[index];
+  BatchSlot& slot = batches_[index];
   while (!slot.ending && !slot.cursor.done() && budget > 0) {
     if (full(peer, slot)) return true;
     const Posted posted = post_next(peer, index);
@@ -28,7 +28,7 @@ bool UcxLink::run_batch(Peer& peer, std::uint32_t index, std::uint32_t& budget) 
 // What follows the last put or get of a batch, whether or not it has failed: a flush, the note, the
 // end.
 UcxLink::Posted UcxLink::conclude(Peer& peer, std::uint32_t index) {
-  BatchSlot& slot = pool_[index];
+  BatchSlot& slot = batches_[index];
   if (slot.finished) return Posted::yes;
   if (slot.wants_flush()) {
     const Posted posted = post_flush(peer, index);
@@ -48,8 +48,8 @@ UcxLink::Posted UcxLink::conclude(Peer& peer, std::uint32_t index) {
 
 void UcxLink::run_batches(Peer& peer, std::uint32_t& budget) {
   for (std::uint32_t i = peer.queue.head; i != kNoSlot && budget > 0;) {
-    const std::uint32_t next = pool_[i].next;
-    BatchSlot& slot = pool_[i];
+    const std::uint32_t next = batches_[i].next;
+    BatchSlot& slot = batches_[i];
     slot.started = slot.started || slot.ending || slot.batch.after.ready();
     if (slot.started && run_batch(peer, i, budget)) return;
     if (peer.state != PeerState::up) return;
@@ -59,7 +59,7 @@ void UcxLink::run_batches(Peer& peer, std::uint32_t& budget) {
 
 // The next stretch of a batch: pieces that lie side by side on both sides are one operation.
 UcxLink::Posted UcxLink::post_next(Peer& peer, std::uint32_t index) {
-  BatchSlot& slot = pool_[index];
+  BatchSlot& slot = batches_[index];
   BatchCursor cursor = slot.cursor;
   const std::uint32_t local_region = cursor.op().local_region;
   const std::uint32_t remote_region = cursor.op().remote_region;
@@ -122,11 +122,11 @@ UcxLink::Posted UcxLink::post_flush(Peer& peer, std::uint32_t index) {
   if (operations_.full() || (copies_ && peer.asked >= kAnswersMax)) return Posted::again;
   const std::uint32_t number = take_operation(Operation::Kind::flush, peer, index);
   const ucp_request_param_t params = params_of(number);
-  if (index != kNoSlot) pool_[index].flush_posted = true;
+  if (index != kNoSlot) batches_[index].flush_posted = true;
   const Posted posted = copies_ ? post_fence(peer, number, index)
                                 : outcome(api().ep_flush_nbx(peer.ep, &params), peer, number);
   if (posted == Posted::yes) flushes_.add();
-  if (posted == Posted::again && index != kNoSlot) pool_[index].flush_posted = false;
+  if (posted == Posted::again && index != kNoSlot) batches_[index].flush_posted = false;
   return posted;
 }
 
@@ -167,7 +167,7 @@ UcxLink::Posted UcxLink::outcome(ucs_status_ptr_t result, Peer& peer, std::uint3
   posted_.add();
   ++under_way_;
   ++peer.operations;
-  if (operation.batch != kNoSlot) ++pool_[operation.batch].operations;
+  if (operation.batch != kNoSlot) ++batches_[operation.batch].operations;
   if (status == UCS_INPROGRESS) return Posted::yes;
   operation.sent = true;
   if (status == UCS_OK && operation.waits) return Posted::yes;
@@ -232,7 +232,7 @@ void UcxLink::complete(std::uint32_t number, ucs_status_t status) {
 
 // One operation of a batch less.
 void UcxLink::settle(Peer& peer, std::uint32_t index, const Operation& done, ucs_status_t status) {
-  BatchSlot& slot = pool_[index];
+  BatchSlot& slot = batches_[index];
   --slot.operations;
   if (status != UCS_OK) {
     fail_batch(peer, slot, about(classify(status)).code);

@@ -111,7 +111,7 @@ void UcxLink::come_up(Peer& peer) {
   peers_up_.add({lanes.emulated ? "yes" : "no"}, {lanes.pages});
 }
 
-void UcxLink::announce(Peer& peer, Sink& sink) {
+void UcxLink::announce(Peer& peer, EventSink& sink) {
   if (sink.left() == 0) return;
   sink.next(Event::Kind::peer_up, peer.id);
   peer.up_announced = true;
@@ -192,8 +192,8 @@ void UcxLink::begin_close(Peer& peer, Code code) {
   peer.force = peer.force || copies_;
   peer.owed.clear();
   for (std::uint32_t i = peer.queue.head; i != kNoSlot;) {
-    const std::uint32_t next = pool_[i].next;
-    BatchSlot& slot = pool_[i];
+    const std::uint32_t next = batches_[i].next;
+    BatchSlot& slot = batches_[i];
     if (!slot.all_posted() || slot.quiet()) fail_batch(peer, slot, code);
     if (slot.quiet()) finish(peer, i, slot.code);
     i = next;
@@ -204,7 +204,7 @@ void UcxLink::begin_close(Peer& peer, Code code) {
 void UcxLink::finish_all(Peer& peer, bool arrived) {
   while (!peer.queue.empty()) {
     const std::uint32_t i = peer.queue.head;
-    BatchSlot& slot = pool_[i];
+    BatchSlot& slot = batches_[i];
     if (!arrived && slot.unflushed) fail_batch(peer, slot, peer.down_code);
     if (arrived) slot.bytes_done = std::max(slot.bytes_done, slot.bytes_moved);
     finish(peer, i, slot.ending ? slot.code : Code::ok);
@@ -237,7 +237,7 @@ bool UcxLink::step_endpoint(Peer& peer, std::int64_t now_ns) {
   return peer.operations == 0;
 }
 
-void UcxLink::step_closing(Peer& peer, std::int64_t now_ns, Sink& sink) {
+void UcxLink::step_closing(Peer& peer, std::int64_t now_ns, EventSink& sink) {
   // Batches have no deadline here: their memory is UCX's until it says otherwise.
   if (!step_endpoint(peer, now_ns)) return;
   finish_all(peer, false);

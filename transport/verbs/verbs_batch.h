@@ -1,33 +1,21 @@
 // What is under way: batches and peers.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <deque>
 #include <memory>
 
 #include "kvl/transport.h"
-#include "transport/base/batch_cursor.h"
 #include "transport/base/slot_pool.h"
+#include "transport/fabric/batch_table.h"
 #include "transport/fabric/peer_wire.h"
 #include "transport/verbs/verbs_queue_pair.h"
 
 namespace kvl::verbs {
 
-struct BatchSlot {
-  Batch batch;  // batch.note names `note`
-  std::array<std::byte, kNoteBytesMax> note{};
-  BatchCursor cursor;
-  std::uint64_t bytes_done = 0;
+struct BatchSlot : PostedBatch {
   std::uint32_t requests = 0;  // under way; nothing is said of memory before they have ended
-  std::uint32_t next = kNoSlot, previous = kNoSlot;
-  Code code = Code::ok;
-  bool used = false;
-  bool started = false;  // its ReadyToken was seen ready
-  bool ending = false;   // no more is posted; `code` is its end
-  bool note_posted = false;
 
-  bool all_posted() const { return cursor.done() && (batch.note.empty() || note_posted); }
   // Something is to be posted; or there never was anything, and it is only to be ended.
   bool wants_poll() const { return !ending && (requests == 0 || !all_posted()); }
 };
@@ -36,15 +24,6 @@ struct BatchSlot {
 struct MessageSlot {
   std::uint32_t next = kNoSlot, previous = kNoSlot;
   bool used = false;
-};
-
-// opened -> connecting -> up -> closing -> (peer_down, gone); every state may go to closing.
-enum class PeerState : std::uint8_t { opened, connecting, up, closing };
-
-// A message that is still to be posted.
-struct Owed {
-  MessageType type = MessageType::nothing;
-  std::uint64_t value = 0;
 };
 
 struct Peer {

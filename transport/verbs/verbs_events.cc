@@ -74,42 +74,28 @@ void VerbsLink::lose_all(Fault fault, int event) {
 }
 
 void VerbsLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) const {
-  const auto count = [&](std::string_view name, std::string_view help, const Counter& counter) {
-    visitor.counter(name, help, labels, static_cast<double>(counter.value()));
-  };
-  count("kvlane_verbs_written_bytes_total", "Bytes written to peers", written_bytes_);
-  count("kvlane_verbs_read_bytes_total", "Bytes read from peers", read_bytes_);
-  count("kvlane_verbs_requests_total", "Work requests that the device took", posted_);
-  count("kvlane_verbs_chains_total", "Calls that posted them", chains_);
-  count("kvlane_verbs_completions_total", "Completions, of receives as well", completions_);
-  count("kvlane_verbs_again_total", "Chains that the device could not take at once", again_);
-  count("kvlane_verbs_batches_ok_total", "Batches that ended ok", batches_ok_);
-  count("kvlane_verbs_notes_sent_total", "Notes sent", notes_sent_);
-  count("kvlane_verbs_notes_received_total", "Notes received", notes_received_);
-  count("kvlane_verbs_peers_up_total", "Peers that came up", peers_up_);
-  count("kvlane_verbs_refused_names_total", "Names of memory that were not made for us",
-        remotes_.refused());
-  MetricLabels with_cause = labels;
-  with_cause.emplace_back("cause", "");
-  const auto by_cause = [&](std::string_view name, std::string_view help, std::string_view cause,
-                            const Counter& counter) {
-    with_cause.back().second = std::string(cause);
-    visitor.counter(name, help, with_cause, static_cast<double>(counter.value()));
-  };
-  for (std::size_t i = 0; i < batches_failed_.size(); ++i) {
-    const auto code = static_cast<Code>(i);
-    // A series appears with its first; one is there from the beginning.
-    if (code != Code::peer_lost && batches_failed_[i].value() == 0) continue;
-    by_cause("kvlane_verbs_batches_failed_total", "Batches that ended otherwise, by cause",
-             to_string(code), batches_failed_[i]);
-  }
+  LabelledMetrics metrics(visitor, labels);
+  metrics.count("kvlane_verbs_written_bytes_total", "Bytes written to peers", written_bytes_);
+  metrics.count("kvlane_verbs_read_bytes_total", "Bytes read from peers", read_bytes_);
+  metrics.count("kvlane_verbs_requests_total", "Work requests that the device took", posted_);
+  metrics.count("kvlane_verbs_chains_total", "Calls that posted them", chains_);
+  metrics.count("kvlane_verbs_completions_total", "Completions, of receives as well", completions_);
+  metrics.count("kvlane_verbs_again_total", "Chains that the device could not take at once",
+                again_);
+  batches_.visit(metrics, "kvlane_verbs_batches_ok_total", "kvlane_verbs_batches_failed_total");
+  metrics.count("kvlane_verbs_notes_sent_total", "Notes sent", notes_sent_);
+  metrics.count("kvlane_verbs_notes_received_total", "Notes received", notes_received_);
+  metrics.count("kvlane_verbs_peers_up_total", "Peers that came up", peers_up_);
+  metrics.count("kvlane_verbs_refused_names_total", "Names of memory that were not made for us",
+                remotes_.refused());
   for (std::size_t i = 0; i < kFaults; ++i) {
-    by_cause("kvlane_verbs_faults_total", "Requests and devices that failed, by cause",
-             about(static_cast<Fault>(i)).cause, faults_[i]);
+    metrics.by_cause("kvlane_verbs_faults_total", "Requests and devices that failed, by cause",
+                     about(static_cast<Fault>(i)).cause, faults_[i]);
   }
   for (std::size_t i = 0; i < kStrangers; ++i) {
-    by_cause("kvlane_verbs_strangers_total", "Messages that were no peer's of ours, by cause",
-             cause_of(static_cast<Stranger>(i)), strangers_[i]);
+    metrics.by_cause("kvlane_verbs_strangers_total",
+                     "Messages that were no peer's of ours, by cause",
+                     cause_of(static_cast<Stranger>(i)), strangers_[i]);
   }
 }
 

@@ -29,7 +29,7 @@ VerbsLink::VerbsLink(const FoundPort& found, const VerbsConfig& config, const Li
       messages_(message_slots(*port_) + port_->rq_depth()),
       message_slots_(message_slots(*port_)),
       arrived_(port_->rq_depth()),
-      pool_(static_cast<std::uint32_t>(config.batches_inflight_max)) {}
+      batches_(static_cast<std::uint32_t>(config.batches_inflight_max)) {}
 
 Result<std::unique_ptr<Link>> VerbsLink::open(const VerbsApi& api, const FoundPort& found,
                                               const VerbsConfig& config,
@@ -98,7 +98,7 @@ Result<RemoteId> VerbsLink::import_memory(PeerId peer_id, std::span<const std::b
 Status VerbsLink::post(const Batch& batch) {
   Peer* const peer = find_peer(batch.peer);
   if (peer == nullptr || peer->closed_here) return {Code::invalid_argument, "stale peer"};
-  if (pool_.full()) return {Code::exhausted, "batches in flight"};
+  if (batches_.full()) return {Code::exhausted, "batches in flight"};
   if (batch.direction == Direction::read && peer->state == PeerState::up && !peer->qp->can_read()) {
     return {Code::unsupported, "one of the two devices serves no reads"};
   }
@@ -109,31 +109,22 @@ Status VerbsLink::post(const Batch& batch) {
     return status;
   }
   if (moves) remotes_.hold(batch.remotes);
-  const std::uint32_t index = pool_.take();
-  BatchSlot& slot = pool_[index];
-  slot.batch = batch;
-  std::copy(batch.note.begin(), batch.note.end(), slot.note.begin());
-  slot.batch.note = std::span<const std::byte>(slot.note).first(batch.note.size());
-  slot.cursor.start(batch.ops, batch.begin, batch.end);
-  pool_.push(peer->queue, index);
-  ++queued_;
+  const std::uint32_t index = batches_.take(batch, peer->queue);
   ++peer->batches_open;
   if (peer->state == PeerState::closing) finish(*peer, index, peer->down_code);
   return {};
 }
 
 Status VerbsLink::cancel(Ticket ticket) {
-  for (std::uint32_t i = 0; i < pool_.size(); ++i) {
-    BatchSlot& slot = pool_[i];
-    if (!slot.used || slot.batch.ticket != ticket) continue;
-    Peer* const peer = find_peer(slot.batch.peer);
-    if (peer == nullptr || slot.ending) return {};          // its event is on its way
-    if (slot.all_posted() && slot.requests > 0) return {};  // … as soon as the device is done
-    fail_batch(*peer, slot, Code::aborted);
-    if (slot.requests == 0) finish(*peer, i, slot.code);
-    return {};
-  }
-  return {Code::not_found, "no such batch in flight"};
+  const std::uint32_t i = batches_.find(ticket);
+  if (i == kNoSlot) return {Code::not_found, "no such batch in flight"};
+  BatchSlot& slot = batches_[i];
+  Peer* const peer = find_peer(slot.batch.peer);
+  if (peer == nullptr || slot.ending) return {};          // its event is on its way
+  if (slot.all_posted() && slot.requests > 0) return {};  // … as soon as the device is done
+  fail_batch(*peer, slot, Code::aborted);
+  if (slot.requests == 0) finish(*peer, i, slot.code);
+  return {};
 }
 
 // No more of it is posted; its first failure is its code.
@@ -145,18 +136,14 @@ void VerbsLink::fail_batch(Peer& peer, BatchSlot& slot, Code code) {
 
 // Nothing touches the batch's memory any more: only its event is left.
 void VerbsLink::finish(Peer& peer, std::uint32_t index, Code code) {
-  BatchSlot& slot = pool_[index];
-  slot.code = code;
-  slot.ending = true;
-  pool_.erase(peer.queue, index);
-  --queued_;
-  pool_.push(done_, index);
+  batches_.finish(index, peer.queue, code);
+  BatchSlot& slot = batches_[index];
   if (slot.batch.ops.empty()) return;
   remotes_.release(slot.batch.remotes);
   memory_.release(slot.batch.locals);
 }
 
-void VerbsLink::run_peers(Sink& sink) {
+void VerbsLink::run_peers(EventSink& sink) {
   const std::int64_t now_ns = context_.clock.now_ns();
   if (look_ns_ <= now_ns) {
     take_device_events();
@@ -181,34 +168,17 @@ void VerbsLink::run_peers(Sink& sink) {
   if (!order_.empty()) turn_ = (turn_ + 1) % order_.size();
 }
 
-void VerbsLink::deliver_batches(Sink& sink) {
-  while (!done_.empty() && sink.left() > 0) {
-    const std::uint32_t i = done_.head;
-    BatchSlot& slot = pool_[i];
-    pool_.erase(done_, i);
-    Event& event = sink.next(Event::Kind::batch, slot.batch.peer);
-    event.code = slot.code;
-    event.ticket = slot.batch.ticket;
-    event.bytes_done = slot.bytes_done;
-    if (slot.code == Code::ok) {
-      batches_ok_.add();
-    } else {
-      batches_failed_.at(static_cast<std::size_t>(slot.code)).add();
-    }
-    if (Peer* peer = find_peer(slot.batch.peer)) --peer->batches_open;
-    pool_.give(i);
-  }
-}
-
 std::size_t VerbsLink::poll(std::span<Event> events) {
-  Sink sink{events};
+  EventSink sink{events};
   stalled_ = false;
   drain_completions();
   take_messages(sink);
   post_receives();
   if (memory_.has_forgotten()) queue_forgotten();
   run_peers(sink);
-  deliver_batches(sink);
+  batches_.deliver(sink, [this](PeerId id) {
+    if (Peer* const peer = find_peer(id)) --peer->batches_open;
+  });
   if (unsettled_ > 0) {
     const std::int64_t now_ns = context_.clock.now_ns();
     for (std::size_t i = order_.size(); i-- > 0;) {
@@ -230,8 +200,8 @@ bool VerbsLink::has_work(const Peer& peer) {
   if (peer.qp->ends_silent()) return true;
   if (!peer.owed.empty()) return !message_slots_.full();
   if (peer.state != PeerState::up) return false;
-  for (std::uint32_t b = peer.queue.head; b != kNoSlot; b = pool_[b].next) {
-    BatchSlot& slot = pool_[b];
+  for (std::uint32_t b = peer.queue.head; b != kNoSlot; b = batches_[b].next) {
+    BatchSlot& slot = batches_[b];
     slot.started = slot.started || slot.batch.after.ready();
     if (!slot.started || !slot.wants_poll()) continue;
     if (slot.all_posted()) return true;
@@ -241,7 +211,7 @@ bool VerbsLink::has_work(const Peer& peer) {
 }
 
 bool VerbsLink::arm() {
-  if (!done_.empty() || arrived_count_ > 0 || memory_.has_forgotten()) return false;
+  if (batches_.any_finished() || arrived_count_ > 0 || memory_.has_forgotten()) return false;
   if (std::any_of(order_.begin(), order_.end(), [this](Peer* peer) { return has_work(*peer); })) {
     return false;
   }
@@ -253,7 +223,7 @@ bool VerbsLink::arm() {
 std::int64_t VerbsLink::next_timer_ns() const {
   const std::int64_t now_ns = context_.clock.now_ns();
   // A ReadyToken is a word in memory that wakes nobody.
-  if (stalled_ || queued_ > 0 || !to_post_.empty()) return now_ns + kWatchNs;
+  if (stalled_ || batches_.queued() > 0 || !to_post_.empty()) return now_ns + kWatchNs;
   std::int64_t next = INT64_MAX;
   for (const Peer* peer : order_) next = std::min({next, peer->deadline_ns, peer->probe_ns});
   return next;

@@ -53,18 +53,6 @@ class VerbsLink final : public Link {
   void visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) const override;
 
  private:
-  struct Sink {
-    std::span<Event> events;
-    std::size_t count = 0;
-    std::size_t left() const { return events.size() - count; }
-    Event& next(Event::Kind kind, PeerId peer) {
-      Event& event = events[count++];
-      event = Event{};
-      event.kind = kind;
-      event.peer = peer;
-      return event;
-    }
-  };
   struct Arrived {
     std::uint32_t buffer = 0;
     std::uint32_t bytes = 0;
@@ -88,8 +76,7 @@ class VerbsLink final : public Link {
   void finish(Peer& peer, std::uint32_t batch, Code code);
   void fail_batch(Peer& peer, BatchSlot& slot, Code code);
   bool has_work(const Peer& peer);
-  void run_peers(Sink& sink);
-  void deliver_batches(Sink& sink);
+  void run_peers(EventSink& sink);
 
   // verbs_requests.cc
   bool full() const {
@@ -113,16 +100,16 @@ class VerbsLink final : public Link {
   void post_receives();
 
   // verbs_peers.cc
-  void take_messages(Sink& sink);
-  bool take_message(const PeerMessage& message, std::uint32_t queue_pair, Sink& sink);
+  void take_messages(EventSink& sink);
+  bool take_message(const PeerMessage& message, std::uint32_t queue_pair, EventSink& sink);
   void queue_forgotten();
   bool say(Peer& peer, MessageType type);
   void greet(Peer& peer);
   void come_up(Peer& peer);
-  void announce(Peer& peer, Sink& sink);
+  void announce(Peer& peer, EventSink& sink);
   void lose(Peer& peer, Fault fault, int status, std::uint32_t vendor_error);
   void begin_close(Peer& peer, Code code);
-  bool step_closing(Peer& peer, std::int64_t now_ns, Sink& sink);
+  bool step_closing(Peer& peer, std::int64_t now_ns, EventSink& sink);
   void say_goodbye_to_all();
 
   // verbs_events.cc
@@ -150,11 +137,9 @@ class VerbsLink final : public Link {
   std::unordered_map<std::uint32_t, Peer*> by_tag_;  // of queue pairs
   RemoteMemories remotes_;
   VerbsMemory::Forgotten forgotten_;
-  SlotPool<BatchSlot> pool_;
-  SlotList done_;
+  BatchTable<BatchSlot> batches_;
   std::size_t turn_ = 0;
   std::uint32_t tags_ = 0;
-  std::uint32_t queued_ = 0;     // batches in the queues of peers
   std::uint32_t under_way_ = 0;  // work requests
   std::uint32_t unsettled_ = 0;  // peers that connect or close
   std::uint64_t under_way_bytes_ = 0;
@@ -163,11 +148,10 @@ class VerbsLink final : public Link {
   bool gone_ = false;         // the device
   bool ending_ = false;       // the Link: losses are no news
 
-  Counter written_bytes_, read_bytes_, batches_ok_, notes_sent_, notes_received_;
+  Counter written_bytes_, read_bytes_, notes_sent_, notes_received_;
   Counter posted_, chains_, again_, completions_, peers_up_;
   CountByFault faults_;
   CountByStranger strangers_;
-  std::array<Counter, static_cast<std::size_t>(Code::internal) + 1> batches_failed_;
 };
 
 }  // namespace kvl::verbs

@@ -82,13 +82,13 @@ void VerbsLink::come_up(Peer& peer) {
   peers_up_.add();
 }
 
-void VerbsLink::announce(Peer& peer, Sink& sink) {
+void VerbsLink::announce(Peer& peer, EventSink& sink) {
   if (sink.left() == 0) return;
   sink.next(Event::Kind::peer_up, peer.id);
   peer.up_announced = true;
 }
 
-void VerbsLink::take_messages(Sink& sink) {
+void VerbsLink::take_messages(EventSink& sink) {
   while (arrived_count_ > 0) {
     const Arrived& arrived = arrived_[arrived_first_];
     const auto* const bytes =
@@ -106,7 +106,8 @@ void VerbsLink::take_messages(Sink& sink) {
 }
 
 // False: there is no room for its event yet.
-bool VerbsLink::take_message(const PeerMessage& message, std::uint32_t queue_pair, Sink& sink) {
+bool VerbsLink::take_message(const PeerMessage& message, std::uint32_t queue_pair,
+                             EventSink& sink) {
   Peer* const peer = find_peer({message.to_peer});
   if (peer == nullptr || !is_for(message, peer->token) ||
       (peer->qp && peer->qp->number() != queue_pair)) {
@@ -210,8 +211,8 @@ void VerbsLink::begin_close(Peer& peer, Code code) {
     under_way_ += peer.qp->post(chain_).count;
   }
   for (std::uint32_t i = peer.queue.head; i != kNoSlot;) {
-    const std::uint32_t next = pool_[i].next;
-    BatchSlot& slot = pool_[i];
+    const std::uint32_t next = batches_[i].next;
+    BatchSlot& slot = batches_[i];
     if (!slot.all_posted() || slot.requests == 0) fail_batch(peer, slot, code);
     if (slot.requests == 0) finish(peer, i, slot.code);
     i = next;
@@ -219,7 +220,7 @@ void VerbsLink::begin_close(Peer& peer, Code code) {
 }
 
 // True: the peer is gone, and so is the reference.
-bool VerbsLink::step_closing(Peer& peer, std::int64_t now_ns, Sink& sink) {
+bool VerbsLink::step_closing(Peer& peer, std::int64_t now_ns, EventSink& sink) {
   if (peer.qp) {
     if (peer.qp->under_way() > 0 && now_ns < peer.deadline_ns && !gone_) return false;
     // Destroyed it touches nothing any more, whether or not the device has said so of each request.
@@ -243,7 +244,7 @@ void VerbsLink::say_goodbye_to_all() {
   std::array<Event, 16> last_events;
   for (std::size_t before = arrived_count_ + 1; arrived_count_ < before;) {  // who went before us
     before = arrived_count_;
-    Sink sink{last_events};
+    EventSink sink{last_events};
     take_messages(sink);
   }
   std::vector<Peer*> told;

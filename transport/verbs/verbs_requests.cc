@@ -49,8 +49,8 @@ void VerbsLink::plan_owed(Peer& peer, std::uint32_t space) {
 
 void VerbsLink::plan_batches(Peer& peer, std::uint32_t space) {
   for (std::uint32_t i = peer.queue.head; i != kNoSlot && chain_.count() < space;) {
-    const std::uint32_t next = pool_[i].next;
-    BatchSlot& slot = pool_[i];
+    const std::uint32_t next = batches_[i].next;
+    BatchSlot& slot = batches_[i];
     slot.started = slot.started || slot.batch.after.ready();
     if (slot.started && slot.wants_poll()) plan_batch(peer, i, space);
     i = next;
@@ -58,7 +58,7 @@ void VerbsLink::plan_batches(Peer& peer, std::uint32_t space) {
 }
 
 void VerbsLink::plan_batch(Peer& peer, std::uint32_t index, std::uint32_t space) {
-  BatchSlot& slot = pool_[index];
+  BatchSlot& slot = batches_[index];
   if (slot.batch.direction == Direction::read && !peer.qp->can_read()) {  // posted before peer_up
     fail_batch(peer, slot, Code::unsupported);
     return finish(peer, index, slot.code);
@@ -99,7 +99,7 @@ bool VerbsLink::enter_regions(Peer& peer, const BatchSlot& slot, Regions& region
 
 // The next stretch of a batch: pieces that lie side by side on both sides are one request.
 bool VerbsLink::plan_run(Peer& peer, std::uint32_t index, Regions& regions) {
-  BatchSlot& slot = pool_[index];
+  BatchSlot& slot = batches_[index];
   BatchCursor& cursor = slot.cursor;
   if (!enter_regions(peer, slot, regions)) {
     fail_batch(peer, slot, Code::permission);
@@ -141,15 +141,15 @@ void VerbsLink::plan_message(Peer& peer, Sent::Kind kind, const Owed& what,
   const std::uint32_t number = message_slots_.take();
   PeerMessage& message = messages_[number];
   message = message_to(peer.remote, what.type, what.value, note);
-  ibv_send_wr& request =
-      chain_.add({0, batch, number, kind}, batch == kNoSlot ? BatchCursor{} : pool_[batch].cursor);
+  ibv_send_wr& request = chain_.add({0, batch, number, kind},
+                                    batch == kNoSlot ? BatchCursor{} : batches_[batch].cursor);
   request.opcode = IBV_WR_SEND;
   request.num_sge = 1;
   request.sg_list->addr = reinterpret_cast<std::uintptr_t>(&message);
   request.sg_list->length = sizeof(message);
   request.sg_list->lkey = messages_mr_->lkey;
   if (sizeof(message) <= peer.qp->inline_bytes()) request.send_flags |= IBV_SEND_INLINE;
-  if (batch != kNoSlot) ++pool_[batch].requests;
+  if (batch != kNoSlot) ++batches_[batch].requests;
 }
 
 // False: the device took not all of it, which is as it was before, or the peer is lost.
@@ -180,7 +180,7 @@ void VerbsLink::take_back(Peer& peer, std::uint32_t from) {
       message_slots_.give(sent.message);
     }
     if (sent.batch == kNoSlot) continue;
-    BatchSlot& slot = pool_[sent.batch];
+    BatchSlot& slot = batches_[sent.batch];
     slot.cursor = chain_.before(i);
     if (sent.kind == Sent::Kind::note) slot.note_posted = false;
     if (--slot.requests == 0 && slot.ending) finish(peer, sent.batch, slot.code);
@@ -234,7 +234,7 @@ void VerbsLink::settle(Peer& peer, const Sent& sent, bool ok, Code code) {
   under_way_bytes_ -= sent.bytes;
   if (sent.message != kNoSlot) message_slots_.give(sent.message);
   if (sent.batch == kNoSlot) return;
-  BatchSlot& slot = pool_[sent.batch];
+  BatchSlot& slot = batches_[sent.batch];
   --slot.requests;
   if (!ok) {
     fail_batch(peer, slot, code);
