@@ -7,7 +7,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <sstream>
 #include <thread>
 
@@ -16,6 +15,7 @@
 #include "tools/program.h"
 #include "tools/security_report.h"
 #include "transport/base/crc32c.h"
+#include "transport/base/host_files.h"
 #include "transport/base/unique_fd.h"
 
 namespace kvl::tools {
@@ -25,13 +25,6 @@ using bench::json;
 using bench::Row;
 using bench::Value;
 
-// The first line of a file; `fallback` when it cannot be read.
-std::string first_line(const char* path, const std::string& fallback) {
-  std::ifstream file(path);
-  std::string line;
-  return std::getline(file, line) ? line : fallback;
-}
-
 // The word in brackets of a choice like "always [madvise] never".
 std::string chosen(const char* path) {
   const std::string line = first_line(path, "");
@@ -40,16 +33,6 @@ std::string chosen(const char* path) {
   return begin == std::string::npos || end == std::string::npos || end < begin
              ? "unknown"
              : line.substr(begin + 1, end - begin - 1);
-}
-
-// Of /proc/meminfo, in its own unit; -1 when there is none.
-std::int64_t meminfo(std::string_view wanted) {
-  std::ifstream file("/proc/meminfo");
-  std::string key, rest;
-  for (std::int64_t value = 0; file >> key >> value; std::getline(file, rest)) {
-    if (key.size() == wanted.size() + 1 && key.starts_with(wanted)) return value;
-  }
-  return -1;
 }
 
 int numa_nodes() {

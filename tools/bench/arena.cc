@@ -9,6 +9,8 @@
 #include <fstream>
 #include <string>
 
+#include "transport/base/host_files.h"
+
 namespace kvl::bench {
 
 Result<std::unique_ptr<Arena>> Arena::open(std::uint64_t bytes, bool foreign) {
@@ -41,13 +43,8 @@ Memory Arena::memory() const {
 }
 
 std::uint64_t available_memory_bytes() {
-  std::ifstream file("/proc/meminfo");
-  std::string key;
-  std::uint64_t kib = 0;
-  for (std::string line; file >> key >> kib; std::getline(file, line)) {
-    if (key == "MemAvailable:") return kib << 10;
-  }
-  return UINT64_MAX;
+  const std::int64_t kib = meminfo("MemAvailable");
+  return kib < 0 ? UINT64_MAX : static_cast<std::uint64_t>(kib) << 10;
 }
 
 double cpu_seconds_used() {

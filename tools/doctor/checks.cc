@@ -5,13 +5,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <sstream>
 
 #include "kvl/bootstrap_server.h"
 #include "kvl/router.h"
 #include "kvl/security.h"
 #include "tools/doctor/fabric.h"
+#include "transport/base/host_files.h"
 
 namespace kvl::tools {
 namespace {
@@ -21,13 +21,6 @@ using State = Check::State;
 // Per peer a process holds the control connection, the lanes and shm's descriptors.
 constexpr rlim_t kFdsLeast = 4096;
 constexpr rlim_t kLockedLeast = 64u << 20;
-
-std::string first_line(const char* path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
 
 bool has_word(const std::string& list, const std::string& wanted) {
   std::istringstream words(list);

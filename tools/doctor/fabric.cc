@@ -4,21 +4,15 @@
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <set>
+
+#include "transport/base/host_files.h"
 
 namespace kvl::tools {
 namespace {
 
 namespace fs = std::filesystem;
 using State = Check::State;
-
-std::string first_line(const fs::path& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
 
 // Names in a folder, sorted; none where it cannot be read.
 std::vector<std::string> names_in(const fs::path& folder) {
@@ -138,12 +132,7 @@ void roce(const fs::path& sys, const std::vector<std::string>& devices, std::vec
 
 // An EFA maps 4 KiB pages by the million: large pools exhaust it, and registering takes long.
 Check huge_pages(const FabricPlaces& places) {
-  std::ifstream file(places.meminfo);
-  std::string key, rest;
-  std::int64_t total = 0;
-  for (std::int64_t value = 0; file >> key >> value; std::getline(file, rest)) {
-    if (key == "HugePages_Total:") total = value;
-  }
+  const std::int64_t total = std::max<std::int64_t>(meminfo("HugePages_Total", places.meminfo), 0);
   const std::string transparent =
       first_line(fs::path(places.sys) / "kernel/mm/transparent_hugepage/enabled");
   if (total > 0 || transparent.find("[never]") == std::string::npos) {

@@ -34,11 +34,12 @@ Status measure(bench::Session& session, double seconds, double* gb_per_s) {
 
 // Of all devices that carry bytes to the peer; 0: one of them does not say.
 double nominal_gb_per_s(const Settings& settings, const PeerInfo& peer) {
+  const std::vector<TransportInfo> transports = probe_transports(settings);
   double sum = 0;
   for (const PathInfo& path : peer.paths) {
     if (!path.in_use) continue;
     std::uint64_t rate = 0;
-    for (const TransportInfo& transport : probe_transports(settings)) {
+    for (const TransportInfo& transport : transports) {
       if (transport.name != path.transport) continue;
       for (const Device& device : transport.devices) {
         if (device.name == path.device) rate = device.bytes_per_second;

@@ -19,4 +19,9 @@ inline std::vector<std::string> words_of(std::string_view list) {
   return words;
 }
 
+inline bool has_word(std::string_view list, std::string_view word) {
+  const std::vector<std::string> words = words_of(list);
+  return std::find(words.begin(), words.end(), word) != words.end();
+}
+
 }  // namespace kvl

@@ -42,9 +42,7 @@ bool device_wanted(const Device& device, std::string_view require) {
 }
 
 bool listed(const std::string& list, std::string_view name) {
-  if (list == "all") return true;
-  const std::vector<std::string> words = words_of(list);
-  return std::ranges::find(words, name) != words.end();
+  return list == "all" || has_word(list, name);
 }
 
 Status fail(std::string* error, Code code, const char* context, std::string sentence) {

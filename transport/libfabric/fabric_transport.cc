@@ -99,8 +99,7 @@ void add_required(const std::string& require, FabricConfig& config) {
   if (!require.starts_with(kPrefix)) return;
   const std::string device = require.substr(kPrefix.size());
   const std::string provider = device.substr(0, device.find_first_of("-:*"));
-  const std::vector<std::string> listed = words_of(config.providers);
-  if (provider.empty() || std::find(listed.begin(), listed.end(), provider) != listed.end()) return;
+  if (provider.empty() || has_word(config.providers, provider)) return;
   config.providers += "," + provider;
 }
 

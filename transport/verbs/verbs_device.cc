@@ -9,6 +9,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "transport/base/word_list.h"
+
 namespace kvl::verbs {
 namespace {
 
@@ -52,12 +54,7 @@ int numa_node_of(const std::string& folder) {
 }
 
 bool listed(const std::string& list, const std::string& name) {
-  if (list.empty()) return true;
-  std::istringstream words(list);
-  for (std::string word; std::getline(words, word, ',');) {
-    if (word == name) return true;
-  }
-  return false;
+  return list.empty() || has_word(list, name);
 }
 
 struct Search {
