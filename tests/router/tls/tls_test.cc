@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cstdio>
 #include <filesystem>
 #include <string>
@@ -143,7 +144,14 @@ TEST(RouterTls, LargeBodiesAndStreamsPass) {
 // Client, router, prefill and decode: TLS with certificates of both sides on every leg. The
 // workers' ends are routers of their own.
 TEST(RouterTls, APrefillDecodeRequestOverTlsOnAllLegs) {
-  StubWorker prefill(StubWorker::answer_name("p")), decode(StubWorker::answer_name("d"));
+  StubWorker prefill(StubWorker::answer_name("p"));
+  // No decode answers before its prefill has been asked; one that did would end a prefill leg which
+  // is still in its handshake.
+  std::atomic<std::size_t> asked{0};
+  const StubWorker decode([&](StubPeer& peer, const StubRequest& request) {
+    EXPECT_TRUE(prefill.wait_requests(++asked, "/generate"));
+    StubWorker::answer_name("d")(peer, request);
+  });
   const RunningRouter prefill_end(secure(in_front_of(prefill), true));
   const RunningRouter decode_end(secure(in_front_of(decode), true));
   RouterOptions options;
