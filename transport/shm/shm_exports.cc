@@ -236,6 +236,8 @@ Status ShmLink::try_cross_memory(Peer& peer) {
   } else if (::process_vm_readv(peer.pid, &here, 1, &there, 1, 0) !=
              static_cast<ssize_t>(seen.size())) {
     error = errno;
+    // It has died, which says nothing about leave: its socket or its pidfd tells that.
+    if (error == ESRCH) return {Code::peer_lost, "try the memory of the shm peer", error};
     reason = error == EPERM ? "the kernel forbids it" : "the peer's process cannot be read";
   } else if (seen != peer.offer.token) {
     reason = "the peer's process is not the one that made the offer";

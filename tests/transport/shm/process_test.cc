@@ -38,14 +38,14 @@ std::byte pattern(std::uint64_t i, unsigned salt) {
 
 // The child: exports its memory (foreign and shared) and lives until it is told to end.
 struct Child {
-  // `prepare` runs first in the child.
-  explicit Child(void (*prepare)() = [] {}) {
+  // `prepare` runs first in the child, with its end of the control socket.
+  explicit Child(void (*prepare)(int control) = [](int) {}) {
     int ends[2] = {-1, -1};
     EXPECT_EQ(0, ::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends));
     pid = ::fork();
     if (pid == 0) {
       ::close(ends[0]);
-      prepare();
+      prepare(ends[1]);
       serve(ends[1]);
       ::_exit(::testing::Test::HasFailure() ? 1 : 0);
     }
@@ -200,6 +200,28 @@ TEST_P(ShmProcess, KilledPeerIsNoticedBySleeperAndMidBatch) {
     EXPECT_EQ(host.link->post(batch).code(), Code::invalid_argument);
     EXPECT_TRUE(host.link->remove_memory(local).ok());
   }
+}
+
+// A process that shares the descriptors of this one and ends with the test: whoever is killed
+// beside it leaves its sockets open.
+void share_descriptors(int control) {
+  if (::syscall(SYS_clone, CLONE_FILES | SIGCHLD, nullptr, nullptr, nullptr, nullptr) != 0) return;
+  pollfd entry{control, 0, 0};  // no event but the hang-up
+  while (::poll(&entry, 1, 60'000) < 0) {
+  }
+  ::_exit(0);
+}
+
+// Between the end of its memory and that of its sockets, which is made long here.
+TEST(ShmProcess, PeerKilledBeforeItsMemoryIsTriedIsLost) {
+  Child child(share_descriptors);
+  Host host;
+  child.meet(host);
+  ASSERT_EQ(0, ::kill(child.pid, SIGKILL));
+  siginfo_t info{};
+  ASSERT_EQ(0, ::waitid(P_PID, static_cast<id_t>(child.pid), &info, WEXITED | WNOWAIT));
+  EXPECT_EQ(host.link->import_memory(child.peer, child.foreign).code(), Code::peer_lost);
+  EXPECT_EQ(await(Event::Kind::peer_down, host).code, Code::peer_lost);
 }
 
 // The peer is stopped, not dead: closing must neither hang nor wait for it.
