@@ -67,20 +67,20 @@ class Program:
         self.port = self.bootstrap_port = 0
         self.host = ""
 
+    def settled(self, bootstrap=False):
+        """At this moment: it has named its port, or it is stopped or dead before that (a stage of
+        its start was reached)."""
+        with open(self.output, encoding="utf-8", errors="replace") as out:
+            text = out.read()
+        found, port = LISTENING.search(text), BOOTSTRAP.search(text)
+        if found and (port or not bootstrap):
+            self.host, self.port = found.group(1), int(found.group(2))
+            self.bootstrap_port = int(port.group(1)) if port else 0
+        return bool(self.port) or self.process.poll() is not None or self.stopped()
+
     def ready(self, bootstrap=False):
         """Waits for the line that names the port; the campaign cannot go on without."""
-
-        def said():
-            with open(self.output, encoding="utf-8", errors="replace") as out:
-                text = out.read()
-            found, port = LISTENING.search(text), BOOTSTRAP.search(text)
-            if found and (port or not bootstrap):
-                self.host, self.port = found.group(1), int(found.group(2))
-                self.bootstrap_port = int(port.group(1)) if port else 0
-            # Stopped or dead before it is ready: a stage of its start was reached.
-            return self.port or self.process.poll() is not None or self.stopped()
-
-        until(said)
+        until(lambda: self.settled(bootstrap))
         return self.port != 0
 
     def url(self, path=""):

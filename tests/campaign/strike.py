@@ -96,7 +96,7 @@ class Strike:
             fleet.programs[place].end(signal.SIGTERM)
             fleet.launch(place, wait=False)
             # One whose registration is the stage is ready only after it.
-            if not until(lambda: self.victim.stopped() or fleet.programs[place].ready()):
+            if not until(lambda: self.victim.stopped() or fleet.programs[place].settled()):
                 raise Red(f"{place} did not start")
 
     def survivors(self):
@@ -198,6 +198,10 @@ class Strike:
 
     def _recover(self):
         """It serves again, and so does everybody."""
+        if self.place == "bootstrap":
+            for place in ("prefill", "decode"):  # started when it was struck, some of them
+                if not self.fleet.programs[place].ready():
+                    raise Red(f"{place} did not start: see {self.fleet.programs[place].errors}")
         if not self.load.wait_good(ENOUGH, 40):
             raise Red("no good answers after the fault")
         if role_of(self.place) in ("prefill", "decode"):
