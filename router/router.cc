@@ -1,6 +1,8 @@
 // The router put together: loops, their listeners and contexts, the fleet, the health checks.
 #include "kvl/router.h"
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/post.hpp>
@@ -25,11 +27,10 @@ constexpr WorkerRole kRoles[] = {WorkerRole::regular, WorkerRole::prefill, Worke
 // Everything that belongs to one loop's thread.
 struct Room {
   Room(std::uint32_t index, Fleet& fleet, RoomAllocator& rooms, const RouterOptions& options,
-       std::unique_ptr<Policy> policies[3], std::function<std::string()> metrics,
-       const ApiAccess& access, std::shared_ptr<TlsContext> tls,
-       std::shared_ptr<TlsContext> worker_tls)
+       RolePolicies policies, std::function<std::string()> metrics, const ApiAccess& access,
+       std::shared_ptr<TlsContext> tls, std::shared_ptr<TlsContext> worker_tls)
       : loop(index),
-        context(loop, fleet, rooms, options, policies, std::move(worker_tls)),
+        context(loop, fleet, rooms, options, std::move(policies), std::move(worker_tls)),
         api(context, std::move(metrics), access),
         sessions{.loop = loop,
                  .handler = api,
@@ -121,8 +122,26 @@ class RouterImpl final : public Router {
         rooms_(std::random_device{}() | std::uint64_t{std::random_device{}()} << 32),
         fleet_({.failure_threshold = options_.health_failure_threshold,
                 .success_threshold = options_.health_success_threshold,
-                .drain_timeout_secs = options_.shutdown_grace_period_secs},
-               clock_) {}
+                .drain_timeout_secs = options_.shutdown_grace_period_secs,
+                .on_cache_lost =
+                    [this](const Worker& worker, bool gone) {
+                      PrefixIndex* const prefixes = prefixes_of(worker.role);
+                      if (prefixes == nullptr) return;
+                      gone ? prefixes->remove(worker.id) : prefixes->forget(worker.id);
+                    },
+                .on_capacity =
+                    [this](const Worker& worker) {
+                      PrefixIndex* const prefixes = prefixes_of(worker.role);
+                      if (prefixes == nullptr) return;
+                      prefixes->set_capacity(worker.id, worker.capacity_tokens);
+                    }},
+               clock_) {
+    for (const WorkerRole role : kRoles) {
+      if (!wants_prompts(policy_name(role))) continue;
+      prefixes_[static_cast<std::size_t>(role)] =
+          std::make_unique<PrefixIndex>(options_.cache_tokens);
+    }
+  }
 
   Status start(std::string* error);
 
@@ -140,6 +159,10 @@ class RouterImpl final : public Router {
   void visit_metrics(MetricVisitor& visitor) const override;
 
  private:
+  const std::string& policy_name(WorkerRole role) const;
+  PrefixIndex* prefixes_of(WorkerRole role) const {
+    return prefixes_[static_cast<std::size_t>(role)].get();
+  }
   Status check(std::string* error) const;
   Status add_workers(std::string* error);
   Status add_loop(std::uint32_t index, std::string* error);
@@ -148,6 +171,7 @@ class RouterImpl final : public Router {
   const RouterOptions options_;
   const SteadyClock clock_;
   RoomAllocator rooms_;
+  std::array<std::unique_ptr<PrefixIndex>, 3> prefixes_;  // null: its policy looks at no prompts
   Fleet fleet_;
   Security security_;
   std::vector<std::unique_ptr<Room>> loops_;
@@ -195,24 +219,27 @@ Status RouterImpl::add_workers(std::string* error) {
   return {};
 }
 
+const std::string& RouterImpl::policy_name(WorkerRole role) const {
+  if (role == WorkerRole::prefill && !options_.prefill_policy.empty()) {
+    return options_.prefill_policy;
+  }
+  if (role == WorkerRole::decode && !options_.decode_policy.empty()) return options_.decode_policy;
+  return options_.policy;
+}
+
 Status RouterImpl::add_loop(std::uint32_t index, std::string* error) {
-  std::unique_ptr<Policy> policies[3];
+  RolePolicies policies;
   for (const WorkerRole role : kRoles) {
-    std::string name = options_.policy;
-    if (role == WorkerRole::prefill && !options_.prefill_policy.empty()) {
-      name = options_.prefill_policy;
-    }
-    if (role == WorkerRole::decode && !options_.decode_policy.empty()) {
-      name = options_.decode_policy;
-    }
-    Result<std::unique_ptr<Policy>> policy = make_policy(name);
+    const std::string& name = policy_name(role);
+    Result<std::unique_ptr<Policy>> policy = make_policy(name, role, prefixes_of(role));
     if (!policy.ok()) {
       return fail(error, "policy '" + name + "': " + policy.status().context(), policy.status());
     }
-    policies[static_cast<std::size_t>(role)] = *std::move(policy);
+    policies.policies[static_cast<std::size_t>(role)] = *std::move(policy);
+    policies.want_prompts[static_cast<std::size_t>(role)] = wants_prompts(name);
   }
   auto room = std::make_unique<Room>(
-      index, fleet_, rooms_, options_, policies,
+      index, fleet_, rooms_, options_, std::move(policies),
       [this] {
         PrometheusText text;
         visit_metrics(text);
@@ -269,7 +296,9 @@ Status RouterImpl::start(std::string* error) {
       HealthOptions{.ask = !options_.disable_health_check,
                     .path = options_.health_check_endpoint,
                     .interval_secs = options_.health_check_interval_secs,
-                    .timeout_secs = options_.health_check_timeout_secs},
+                    .timeout_secs = options_.health_check_timeout_secs,
+                    .ask_capacity = std::any_of(prefixes_.begin(), prefixes_.end(),
+                                                [](const auto& one) { return one != nullptr; })},
       [&first](const Worker& worker) -> http::UpstreamPool& { return first.context.pool(worker); });
   for (const auto& room : loops_) stoppers_.push_back(std::make_unique<Stopper>(*room));
   return {};
@@ -304,6 +333,17 @@ void RouterImpl::visit_metrics(MetricVisitor& visitor) const {
   }
   visit_router_metrics(visitor, loops);
   fleet_.visit_metrics(visitor);
+  for (const WorkerRole role : kRoles) {
+    const PrefixIndex* const prefixes = prefixes_of(role);
+    if (prefixes == nullptr) continue;
+    const PrefixIndex::Size size = prefixes->size();
+    const MetricLabels labels = {{"role", std::string(to_string(role))}};
+    visitor.gauge("kvlane_router_prefixes",
+                  "prefixes of prompts that some worker is thought to have", labels,
+                  static_cast<double>(size.prefixes));
+    visitor.gauge("kvlane_router_prefix_index_bytes", "memory of their index", labels,
+                  static_cast<double>(size.memory_bytes));
+  }
   if (bootstrap_ != nullptr) bootstrap_->visit_metrics(visitor);
 }
 

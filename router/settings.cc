@@ -23,11 +23,14 @@ std::span<const Setting> router_settings() {
       setting<&O::threads>("router.threads", "", 1, 64, "event loops, one thread each"),
       setting<&O::policy>(
           "router.policy", "", 0, 0,
-          "how a worker is chosen: random, round_robin, least_loaded, power_of_two"),
+          "how a worker is chosen: cost, random, round_robin, least_loaded, power_of_two"),
       setting<&O::prefill_policy>("router.prefill_policy", "", 0, 0,
                                   "policy for prefill workers; empty: router.policy"),
       setting<&O::decode_policy>("router.decode_policy", "", 0, 0,
                                  "policy for decode workers; empty: router.policy"),
+      setting<&O::cache_tokens>(
+          "router.cache_tokens", "tokens", 1, 1e15,
+          "KV cache of a worker that does not tell its size, for policy cost"),
       setting<&O::request_timeout_secs>("router.request_timeout_secs", "s", 0.001, 1e6,
                                         "limit of a whole request, retries included"),
       setting<&O::connect_timeout_secs>("router.connect_timeout_secs", "s", 0.001, 600,

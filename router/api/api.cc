@@ -80,10 +80,16 @@ void Api::handle(Session& session) {
 void Api::relay(Session& session) {
   context_.counters().requests_total.add();
   ExchangePlan plan;
-  if (context_.options().pd_disaggregation) {
+  const bool pd = context_.options().pd_disaggregation;
+  const bool prompts =
+      pd ? context_.wants_prompts(WorkerRole::prefill) || context_.wants_prompts(WorkerRole::decode)
+         : context_.wants_prompts(WorkerRole::regular);
+  // Without P/D nothing is asked of a body: what is wrong with it is the worker's to say.
+  if (pd || prompts) plan.scan = http::scan_body(session.body());
+  if (prompts) plan.prompt = prompt_keys(plan.scan.prompt, plan.scan.prompt_tokens);
+  if (pd) {
     plan.disaggregated = true;
     plan.role = WorkerRole::decode;
-    plan.scan = http::scan_body(session.body());
     std::string wrong;
     if (plan.scan.error != nullptr) {
       wrong = std::string("invalid JSON at byte ") + std::to_string(plan.scan.error_offset) + ": " +
@@ -105,10 +111,13 @@ void Api::pass(Session& session) {
   const bool pd = context_.options().pd_disaggregation;
   Exchange::start(
       context_, session,
-      {.disaggregated = false, .role = pd ? WorkerRole::prefill : WorkerRole::regular, .scan = {}});
+      {.role = pd ? WorkerRole::prefill : WorkerRole::regular, .scan = {}, .prompt = {}});
 }
 
 void Api::fan_out(Session& session) {
+  if (session.request().path() == "/flush_cache") {
+    for (const WorkerPtr& worker : context_.workers().all) context_.fleet().cache_lost(*worker);
+  }
   FanOut::start(context_, session, context_.workers().all, "POST", session.request().path(),
                 std::string(session.body()));
 }
@@ -118,7 +127,7 @@ void Api::health_generate(Session& session) {
   const bool pd = context_.options().pd_disaggregation;
   for (const WorkerRole role : {WorkerRole::regular, WorkerRole::prefill, WorkerRole::decode}) {
     if (pd == (role == WorkerRole::regular)) continue;
-    WorkerPtr worker = context_.pick(role, {});
+    WorkerPtr worker = context_.pick(role, {}, {}).worker;
     if (worker == nullptr) {
       return reply_error(session, 503, "upstream_error",
                          "no " + std::string(to_string(role)) + " worker is available");

@@ -7,17 +7,16 @@
 namespace kvl::router {
 
 LoopContext::LoopContext(http::Loop& loop, Fleet& fleet, RoomAllocator& rooms,
-                         const RouterOptions& options, std::unique_ptr<Policy> policies[3],
+                         const RouterOptions& options, RolePolicies policies,
                          std::shared_ptr<TlsContext> tls)
     : loop_(loop),
       fleet_(fleet),
       rooms_(rooms),
       options_(options),
+      policies_(std::move(policies)),
       random_(std::random_device{}()),
       workers_(fleet.workers()),
-      tls_(std::move(tls)) {
-  for (int i = 0; i < 3; ++i) policies_[i] = std::move(policies[i]);
-}
+      tls_(std::move(tls)) {}
 
 const WorkerSet& LoopContext::workers() {
   if (workers_->version != fleet_.version()) {
@@ -30,17 +29,20 @@ const WorkerSet& LoopContext::workers() {
   return *workers_;
 }
 
-WorkerPtr LoopContext::pick(WorkerRole role, std::span<const std::uint32_t> avoid) {
+LoopContext::Picked LoopContext::pick(WorkerRole role, std::span<const std::uint32_t> avoid,
+                                      const PromptKeys& prompt) {
   const std::vector<WorkerPtr>& all = workers().of(role);
   candidates_.clear();
   for (const WorkerPtr& worker : all) {
     const bool tried = std::find(avoid.begin(), avoid.end(), worker->id) != avoid.end();
     if (worker->usable() && !tried) candidates_.push_back(worker.get());
   }
-  if (candidates_.empty()) return nullptr;
-  const Worker& chosen = policies_[static_cast<std::size_t>(role)]->pick(candidates_, random_);
-  return *std::find_if(all.begin(), all.end(),
-                       [&](const WorkerPtr& worker) { return worker.get() == &chosen; });
+  if (candidates_.empty()) return {};
+  const Choice chosen = policies_.policies[static_cast<std::size_t>(role)]->pick(
+      {.prompt = prompt}, candidates_, random_);
+  return {*std::find_if(all.begin(), all.end(),
+                        [&](const WorkerPtr& worker) { return worker.get() == chosen.worker; }),
+          chosen.cached_tokens};
 }
 
 http::UpstreamPool& LoopContext::pool(const Worker& worker) {

@@ -23,13 +23,20 @@ struct RouterCounters {
   Counter requests_total, bad_requests_total, retries_total, client_gone_total, timeouts_total;
   Counter prefill_failures_total, decode_failures_total, broken_streams_total, aborts_total;
   Counter answers_2xx_total, answers_4xx_total, answers_5xx_total;
-  Counter duration_us_total, first_byte_us_total;  // of the answers above, from the request's end
+  Counter prompt_tokens_total, cached_tokens_total;  // estimates, of prompts that were looked at
+  Counter duration_us_total, first_byte_us_total;    // of the answers above, from the request's end
+};
+
+// By WorkerRole.
+struct RolePolicies {
+  std::array<std::unique_ptr<Policy>, 3> policies;
+  std::array<bool, 3> want_prompts{};
 };
 
 class LoopContext {
  public:
   LoopContext(http::Loop& loop, Fleet& fleet, RoomAllocator& rooms, const RouterOptions& options,
-              std::unique_ptr<Policy> policies[3], std::shared_ptr<TlsContext> tls);
+              RolePolicies policies, std::shared_ptr<TlsContext> tls);
 
   http::Loop& loop() { return loop_; }
   Fleet& fleet() { return fleet_; }
@@ -41,7 +48,15 @@ class LoopContext {
   // The fleet as of now; pools of workers that have gone are closed on the way.
   const WorkerSet& workers();
   // A usable worker of the role whose id is not in `avoid`; null when there is none.
-  WorkerPtr pick(WorkerRole role, std::span<const std::uint32_t> avoid);
+  struct Picked {
+    WorkerPtr worker;
+    std::uint64_t cached_tokens = 0;  // of the prompt, that it is thought to have
+  };
+  Picked pick(WorkerRole role, std::span<const std::uint32_t> avoid, const PromptKeys& prompt);
+  // Requests of this role are chosen for by what their prompt is.
+  bool wants_prompts(WorkerRole role) const {
+    return policies_.want_prompts[static_cast<std::size_t>(role)];
+  }
   http::UpstreamPool& pool(const Worker& worker);
 
   std::size_t exchanges = 0;  // in progress
@@ -51,7 +66,7 @@ class LoopContext {
   Fleet& fleet_;
   RoomAllocator& rooms_;
   const RouterOptions& options_;
-  std::unique_ptr<Policy> policies_[3];
+  RolePolicies policies_;
   Random random_;
   RouterCounters counters_;
   std::shared_ptr<const WorkerSet> workers_;

@@ -69,15 +69,32 @@ std::string Exchange::describe(const Leg& leg) const {
 void Exchange::begin() {
   for (Leg* const leg : {&prefill_, &answer_}) {
     if (leg == &prefill_ && !plan_.disaggregated) continue;
-    WorkerPtr worker = context_.pick(role_of(*leg), {});
-    if (worker == nullptr) {
+    LoopContext::Picked picked = pick(*leg);
+    if (picked.worker == nullptr) {
       return fail(503, Code::unavailable,
                   "no " + std::string(to_string(role_of(*leg))) + " worker is available");
     }
-    leg->assign(std::move(worker));
+    assign(*leg, std::move(picked));
   }
   prepare();
   launch();
+}
+
+LoopContext::Picked Exchange::pick(const Leg& leg) {
+  return context_.pick(role_of(leg), leg.tried, plan_.prompt);
+}
+
+// Prefill computes, decode keeps the context; a worker that does both has both.
+void Exchange::assign(Leg& leg, LoopContext::Picked picked) {
+  const std::uint64_t tokens = plan_.prompt.tokens();
+  const bool computes = &leg == &prefill_ || !plan_.disaggregated;
+  if (computes) {
+    context_.counters().prompt_tokens_total.add(tokens);
+    context_.counters().cached_tokens_total.add(picked.cached_tokens);
+  }
+  leg.assign(std::move(picked.worker),
+             {.prefill_tokens = computes ? tokens - picked.cached_tokens : 0,
+              .context_tokens = &leg == &prefill_ ? 0 : tokens});
 }
 
 // What is new with each attempt: the session's fields and, with them, the length.
@@ -150,9 +167,9 @@ bool Exchange::try_again(Leg& failed) {
     failed.tried.push_back(failed.worker()->id);
   }
   Leg& peer = other(failed);
-  WorkerPtr next = context_.pick(role_of(failed), failed.tried);
-  WorkerPtr next_peer = plan_.disaggregated ? context_.pick(role_of(peer), peer.tried) : nullptr;
-  if (next == nullptr || (plan_.disaggregated && next_peer == nullptr)) return false;
+  LoopContext::Picked next = pick(failed), next_peer;
+  if (plan_.disaggregated) next_peer = pick(peer);
+  if (next.worker == nullptr || (plan_.disaggregated && next_peer.worker == nullptr)) return false;
 
   context_.counters().retries_total.add();
   failed.cancel();
@@ -162,8 +179,8 @@ bool Exchange::try_again(Leg& failed) {
   relay_.reset();
   source_ = nullptr;
 
-  failed.assign(std::move(next));
-  if (plan_.disaggregated) peer.assign(std::move(next_peer));
+  assign(failed, std::move(next));
+  if (plan_.disaggregated) assign(peer, std::move(next_peer));
   // The other worker still waits for a transfer that will not come. When it is asked again under
   // the same request id, the abort must come first, or it would hit the new attempt.
   const bool same_id = rid_.empty() && !plan_.scan.rid.empty();

@@ -28,6 +28,7 @@ struct ExchangePlan {
   bool disaggregated = false;             // a prefill leg beside the answering one
   WorkerRole role = WorkerRole::regular;  // of the worker that answers
   http::BodyScan scan;                    // of a disaggregated request
+  PromptKeys prompt;                      // empty: no policy asks for it
 };
 
 class Exchange final : public http::SessionUser,
@@ -55,6 +56,9 @@ class Exchange final : public http::SessionUser,
   void begin();
   void prepare();
   void mark(Stage stage, Code code = Code::ok, std::string_view what = {}) const;
+  // A worker for the leg, not one of those that failed it.
+  LoopContext::Picked pick(const Leg& leg);
+  void assign(Leg& leg, LoopContext::Picked picked);
   void launch();
   http::Parts request_for(const Leg& leg) const;
   bool try_again(Leg& failed);

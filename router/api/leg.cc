@@ -5,17 +5,28 @@
 
 namespace kvl::router {
 
-void Leg::assign(WorkerPtr worker) {
+void Leg::assign(WorkerPtr worker, Charge charge) {
   release();
   worker_ = std::move(worker);
+  charge_ = charge;
   worker_->in_flight.fetch_add(1, std::memory_order_relaxed);
+  worker_->prefill_tokens.fetch_add(charge.prefill_tokens, std::memory_order_relaxed);
+  worker_->context_tokens.fetch_add(charge.context_tokens, std::memory_order_relaxed);
   counted_ = true;
   stale_ = false;
   status_ = 0;
 }
 
 void Leg::release() {
-  if (std::exchange(counted_, false)) worker_->in_flight.fetch_sub(1, std::memory_order_relaxed);
+  if (!std::exchange(counted_, false)) return;
+  release_prefill();
+  worker_->in_flight.fetch_sub(1, std::memory_order_relaxed);
+  worker_->context_tokens.fetch_sub(charge_.context_tokens, std::memory_order_relaxed);
+}
+
+void Leg::release_prefill() {
+  worker_->prefill_tokens.fetch_sub(std::exchange(charge_.prefill_tokens, 0),
+                                    std::memory_order_relaxed);
 }
 
 void Leg::send(const http::Parts& request) {
@@ -51,6 +62,7 @@ bool Leg::on_head(const http::ResponseHead& head) {
 }
 
 void Leg::on_data(const http::Pieces& pieces, bool last) {
+  if (pieces.bytes > 0) release_prefill();
   owner_.on_leg_data(*this, pieces, last);
 }
 

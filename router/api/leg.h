@@ -11,6 +11,12 @@ namespace kvl::router {
 
 class Leg;
 
+// What a request is to the books of a worker.
+struct Charge {
+  std::uint64_t prefill_tokens = 0;  // until its first answer
+  std::uint64_t context_tokens = 0;  // until its end
+};
+
 // What happens on a leg, told to the exchange that it belongs to.
 class LegOwner {
  public:
@@ -30,7 +36,7 @@ class Leg final : public http::UpstreamUser {
   ~Leg() { release(); }
 
   // Takes the worker into the books: it counts as loaded from here until release().
-  void assign(WorkerPtr worker);
+  void assign(WorkerPtr worker, Charge charge);
   void send(const http::Parts& request);
   // Ends the call, whatever its state: silently, with the connection.
   void cancel();
@@ -54,12 +60,14 @@ class Leg final : public http::UpstreamUser {
   void on_data(const http::Pieces& pieces, bool last) override;
   void on_broken(const Status& why) override;
   void release();
+  void release_prefill();
 
   LoopContext& context_;
   LegOwner& owner_;
   WorkerPtr worker_;
   std::shared_ptr<http::Upstream> connection_;
   bool counted_ = false;  // in worker_->in_flight
+  Charge charge_;         // still in the worker's books
   bool stale_ = false;
   int status_ = 0;
 };

@@ -2,6 +2,7 @@
 #include "router/fleet/caretaker.h"
 
 #include <algorithm>
+#include <charconv>
 
 #include "router/http/one_shot.h"
 
@@ -9,6 +10,18 @@ namespace kvl::router {
 namespace {
 
 constexpr double kUnwellIntervalSecs = 1;
+
+// "max_total_num_tokens": N, wherever it stands; 0: it is not there.
+std::uint64_t capacity_in(std::string_view body) {
+  constexpr std::string_view kName = "\"max_total_num_tokens\":";
+  std::size_t at = body.find(kName);
+  if (at == std::string_view::npos) return 0;
+  at = body.find_first_not_of(' ', at + kName.size());
+  if (at == std::string_view::npos) return 0;
+  std::uint64_t tokens = 0;
+  std::from_chars(body.data() + at, body.data() + body.size(), tokens);
+  return tokens;
+}
 
 }  // namespace
 
@@ -43,17 +56,28 @@ void Caretaker::ask(const WorkerPtr& worker, Check& check) {
   http::call_once(loop_, pool_of_(*worker),
                   {.path = options_.path, .timeout_secs = options_.timeout_secs},
                   [this, worker](int status, std::string_view, const Status& why) {
-                    answered(*worker, status, why);
+                    answered(worker, status, why);
                   });
 }
 
-void Caretaker::answered(Worker& worker, int status, const Status& why) {
+// SGLang's and kvlane's workers say it; others are taken for what the settings say.
+void Caretaker::ask_capacity(const WorkerPtr& worker) {
+  http::call_once(loop_, pool_of_(*worker),
+                  {.path = "/get_server_info", .timeout_secs = options_.timeout_secs},
+                  [this, worker](int status, std::string_view body, const Status&) {
+                    if (status == 200) fleet_.told_capacity(*worker, capacity_in(body));
+                  });
+}
+
+void Caretaker::answered(const WorkerPtr& worker, int status, const Status& why) {
   const bool good = status >= 200 && status < 300;
   const std::string reason = status != 0 ? "health check answers " + std::to_string(status)
                                          : "health check: " + why.to_string();
-  fleet_.checked(worker, good, options_.interval_secs, reason);
-  const auto check = checks_.find(worker.id);
+  fleet_.checked(*worker, good, options_.interval_secs, reason);
+  const auto check = checks_.find(worker->id);
   if (check == checks_.end()) return;
+  if (good && !check->second.knows_capacity && options_.ask_capacity) ask_capacity(worker);
+  check->second.knows_capacity = good;
   const double interval =
       good ? options_.interval_secs : std::min(options_.interval_secs, kUnwellIntervalSecs);
   check->second.asking = false;

@@ -16,6 +16,7 @@ struct HealthOptions {
   std::string path = "/health";
   double interval_secs = 5;
   double timeout_secs = 5;
+  bool ask_capacity = false;  // how many tokens a worker's KV cache holds, when it is well
 };
 
 class Caretaker final : public http::Timed {
@@ -31,10 +32,12 @@ class Caretaker final : public http::Timed {
   struct Check {
     http::TimePoint next = http::TimePoint::min();
     bool asking = false;
+    bool knows_capacity = false;  // of the process that is there now, or asked in vain
   };
   void on_deadline() override;
   void ask(const WorkerPtr& worker, Check& check);
-  void answered(Worker& worker, int status, const Status& why);
+  void answered(const WorkerPtr& worker, int status, const Status& why);
+  void ask_capacity(const WorkerPtr& worker);
 
   http::Loop& loop_;
   Fleet& fleet_;

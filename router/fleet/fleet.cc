@@ -151,10 +151,22 @@ void Fleet::sweep() {
     const auto at = std::find_if(all.begin(), all.end(),
                                  [&](const WorkerPtr& worker) { return worker->id == drain.id; });
     const bool over = at == all.end() || (*at)->in_flight == 0 || drain.deadline_ns <= now;
-    if (over && at != all.end()) all.erase(at);
+    if (over && at != all.end()) {
+      if (options_.on_cache_lost) options_.on_cache_lost(**at, true);
+      all.erase(at);
+    }
     return over;
   });
   if (all.size() != workers_->all.size()) publish(std::move(all));
+}
+
+void Fleet::cache_lost(const Worker& worker) {
+  if (options_.on_cache_lost) options_.on_cache_lost(worker, false);
+}
+
+void Fleet::told_capacity(Worker& worker, std::uint64_t tokens) {
+  if (worker.capacity_tokens.exchange(tokens) == tokens || !options_.on_capacity) return;
+  options_.on_capacity(worker);
 }
 
 // Only from the state that was judged: draining, above all, is not undone by a good answer.
@@ -167,6 +179,8 @@ void Fleet::set_healthy(Worker& worker, WorkerState from, std::string_view why) 
 void Fleet::set_unhealthy(Worker& worker, WorkerState from, WorkerFault fault,
                           std::string_view why) {
   if (!worker.state.compare_exchange_strong(from, WorkerState::unhealthy)) return;
+  // Whoever refuses connections has ended, and with it its cache.
+  if (fault == WorkerFault::unreachable) cache_lost(worker);
   const FaultInfo& info = about(fault);
   log(LogLevel::warning, "fleet.worker_unhealthy",
       {{"worker", worker.url.text()},
@@ -225,6 +239,12 @@ void Fleet::visit_metrics(MetricVisitor& visitor) const {
                   worker->usable() ? 1 : 0);
     visitor.gauge("kvlane_router_worker_in_flight", "requests in flight at this worker", labels,
                   worker->in_flight.load());
+    visitor.gauge("kvlane_router_worker_prefill_tokens",
+                  "tokens that this worker has yet to compute, estimated", labels,
+                  static_cast<double>(worker->prefill_tokens.load()));
+    visitor.gauge("kvlane_router_worker_context_tokens",
+                  "tokens of requests that this worker answers, estimated", labels,
+                  static_cast<double>(worker->context_tokens.load()));
     visitor.counter("kvlane_router_worker_requests_total", "requests sent to this worker", labels,
                     static_cast<double>(worker->requests_total.load()));
     for (const FaultInfo& info : kFaults) {

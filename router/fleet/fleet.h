@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -20,6 +21,10 @@ struct FleetOptions {
   std::uint32_t failure_threshold = 3;
   std::uint32_t success_threshold = 1;
   double drain_timeout_secs = 180;
+  // The worker's KV cache is empty, or the worker is gone for good; how many tokens it can hold.
+  // Called by any thread, one of them perhaps with the fleet locked.
+  std::function<void(const Worker&, bool gone)> on_cache_lost;
+  std::function<void(const Worker&)> on_capacity;
 };
 
 // The workers at one moment. Loops keep the latest and compare versions.
@@ -53,6 +58,11 @@ class Fleet {
   // What a health check showed. A check that fails while requests succeed (a worker too busy to
   // answer it) is not held against the worker.
   void checked(Worker& worker, bool good, double interval_secs, std::string_view why);
+
+  // It has been flushed, or the process there is another one.
+  void cache_lost(const Worker& worker);
+  // What the worker says of itself.
+  void told_capacity(Worker& worker, std::uint64_t tokens);
 
   void visit_metrics(MetricVisitor& visitor) const;
 

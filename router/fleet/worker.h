@@ -48,10 +48,14 @@ struct Worker {
 
   std::atomic<WorkerState> state{WorkerState::starting};
   std::atomic<std::uint32_t> in_flight{0};
+  // Of requests in flight, estimated: to be computed before their first token, and read for each
+  // later one.
+  std::atomic<std::uint64_t> prefill_tokens{0}, context_tokens{0};
   std::atomic<std::uint32_t> failures_in_row{0}, good_checks_in_row{0};
   std::atomic<std::uint64_t> requests_total{0};
   std::array<std::atomic<std::uint64_t>, kWorkerFaults> failures{};  // by WorkerFault
   std::atomic<std::int64_t> last_success_ns{0};                      // steady clock
+  std::atomic<std::uint64_t> capacity_tokens{0};  // of its KV cache, as it says; 0: not known
 
   std::uint64_t failures_total() const {
     std::uint64_t sum = 0;

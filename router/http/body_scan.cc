@@ -11,7 +11,7 @@
 namespace kvl::http {
 namespace {
 
-enum class Key : std::uint8_t { other, stream, n, rid, prompt, sampling_params };
+enum class Key : std::uint8_t { other, stream, n, rid, prompt, messages, sampling_params };
 
 constexpr std::uint64_t kOnes = 0x0101010101010101ull;
 constexpr std::uint64_t kHighs = 0x8080808080808080ull;
@@ -148,6 +148,7 @@ class Scanner {
     if (depth_ == 1 && counting_) {
       counting_ = false;
       if (element_is_prompt_) scan_.prompts = std::min(elements_, BodyScan::kFactorMax);
+      ids_ = element_is_prompt_ ? 0 : elements_;
     }
   }
 
@@ -171,7 +172,14 @@ class Scanner {
   }
 
   void end_top_value() {
-    if (key_ == Key::rid) scan_.rid = {top_start_, static_cast<std::size_t>(p_ - top_start_)};
+    const std::string_view value(top_start_, static_cast<std::size_t>(p_ - top_start_));
+    if (key_ == Key::rid) scan_.rid = value;
+    if (key_ == Key::prompt || key_ == Key::messages) {
+      scan_.prompt = value;
+      scan_.prompt_tokens = ids_;
+    }
+    key_ = Key::other;
+    ids_ = 0;
   }
 
   bool key() {
@@ -199,6 +207,7 @@ class Scanner {
     if (name == "n") key_ = Key::n;
     if (name == "rid") key_ = Key::rid;
     if (name == "prompt" || name == "text" || name == "input_ids") key_ = Key::prompt;
+    if (name == "messages") key_ = Key::messages;
     if (name == "sampling_params") key_ = Key::sampling_params;
     value_is_n_ = key_ == Key::n;
     if (scan_.session_key.empty() && is_session_key(name)) scan_.session_key = name;
@@ -299,6 +308,7 @@ class Scanner {
   bool counting_ = false;  // inside the list of prompts
   bool element_is_prompt_ = false;
   std::uint32_t elements_ = 0;
+  std::uint32_t ids_ = 0;  // of the list that has just ended
 };
 
 }  // namespace

@@ -23,6 +23,10 @@ struct BodyScan {
   std::uint32_t prompts = 1;
   std::uint32_t n = 1;
   std::string_view rid;  // the value as written: a quoted string or a list; "" when absent
+  // The value of the last of `prompt`, `text`, `input_ids` and `messages`, as written; "" when
+  // there is none. Tokens where it is one list of ids; otherwise 0.
+  std::string_view prompt;
+  std::uint64_t prompt_tokens = 0;
   // The first top-level key that would name a transfer session or a data-parallel rank, which are
   // the router's to choose; "" when there is none.
   std::string session_key;

@@ -7,7 +7,7 @@ namespace {
 
 class LeastLoadedPolicy final : public Policy {
  public:
-  Worker& pick(std::span<Worker* const> candidates, Random& random) override {
+  Choice pick(const Ask&, std::span<Worker* const> candidates, Random& random) override {
     Worker* best = nullptr;
     std::uint32_t best_load = 0;
     std::uint32_t equals = 0;  // workers seen with best_load

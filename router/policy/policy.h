@@ -9,24 +9,43 @@
 
 #include "kvl/status.h"
 #include "router/fleet/worker.h"
+#include "router/prefix/prefix_index.h"
 
 namespace kvl::router {
 
 using Random = std::mt19937_64;
 
-// Belongs to one loop. `candidates` is never empty; in-flight counts are those of all loops.
+// What a policy may know of the request. A prompt that nobody looked at has no keys and no bytes.
+struct Ask {
+  const PromptKeys& prompt;
+};
+
+struct Choice {
+  Choice(Worker& chosen) : worker(&chosen) {}
+  Worker* worker;
+  std::uint64_t cached_tokens = 0;  // of the prompt, that the worker is thought to have
+};
+
+// Belongs to one loop. `candidates` is never empty, in order of id; in-flight counts are those of
+// all loops.
 class Policy {
  public:
   virtual ~Policy() = default;
-  virtual Worker& pick(std::span<Worker* const> candidates, Random& random) = 0;
+  virtual Choice pick(const Ask& ask, std::span<Worker* const> candidates, Random& random) = 0;
 };
 
 std::unique_ptr<Policy> make_random_policy();
 std::unique_ptr<Policy> make_round_robin_policy();
 std::unique_ptr<Policy> make_least_loaded_policy();
 std::unique_ptr<Policy> make_power_of_two_policy();
+std::unique_ptr<Policy> make_cost_policy(WorkerRole role, PrefixIndex& prefixes);
 
-// By name: "random", "round_robin", "least_loaded", "power_of_two". invalid_argument.
-Result<std::unique_ptr<Policy>> make_policy(std::string_view name);
+// A policy by this name looks at prompts and needs an index of prefixes.
+bool wants_prompts(std::string_view name);
+// By name: "cost", "random", "round_robin", "least_loaded", "power_of_two", or what sglang-router
+// and vllm-router call them. `prefixes` is one index for all loops; null unless
+// wants_prompts(name). invalid_argument.
+Result<std::unique_ptr<Policy>> make_policy(std::string_view name, WorkerRole role,
+                                            PrefixIndex* prefixes);
 
 }  // namespace kvl::router

@@ -6,7 +6,7 @@ namespace {
 
 class PowerOfTwoPolicy final : public Policy {
  public:
-  Worker& pick(std::span<Worker* const> candidates, Random& random) override {
+  Choice pick(const Ask&, std::span<Worker* const> candidates, Random& random) override {
     const std::size_t count = candidates.size();
     const std::size_t one = random() % count;
     if (count == 1) return *candidates[one];

@@ -6,7 +6,7 @@ namespace {
 
 class RandomPolicy final : public Policy {
  public:
-  Worker& pick(std::span<Worker* const> candidates, Random& random) override {
+  Choice pick(const Ask&, std::span<Worker* const> candidates, Random& random) override {
     return *candidates[random() % candidates.size()];
   }
 };

@@ -7,7 +7,7 @@ namespace {
 
 class RoundRobinPolicy final : public Policy {
  public:
-  Worker& pick(std::span<Worker* const> candidates, Random&) override {
+  Choice pick(const Ask&, std::span<Worker* const> candidates, Random&) override {
     Worker* next = nullptr;   // the lowest id above the last one
     Worker* first = nullptr;  // the lowest id
     for (Worker* const worker : candidates) {

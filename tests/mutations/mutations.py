@@ -9,10 +9,11 @@ OPEN names those that no test has noticed yet: each is a gap in the checkers, to
 import fabric
 import handoff
 import rendezvous
+import router
 import security
 import transport
 
 MUTATIONS = [*transport.MUTATIONS, *fabric.MUTATIONS, *handoff.MUTATIONS, *rendezvous.MUTATIONS,
-             *security.MUTATIONS]
+             *router.MUTATIONS, *security.MUTATIONS]
 
 OPEN: set[str] = set()

@@ -296,6 +296,7 @@ TEST(Aggregated, OneWorkerGetsTheBodyAsItIs) {
   StubWorker one(StubWorker::answer_name("1")), two(StubWorker::answer_name("2"));
   RouterOptions options;
   options.disable_health_check = true;
+  options.policy = "round_robin";
   options.workers = {one.url(), two.url()};
   const RunningRouter router(options);
   TestClient client(router.port());

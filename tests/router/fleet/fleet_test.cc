@@ -96,25 +96,33 @@ class Policies : public ::testing::Test {
     }
   }
   std::map<std::uint32_t, int> picks(const char* name, int count) {
-    const std::unique_ptr<Policy> policy = *make_policy(name);
+    const std::unique_ptr<Policy> policy = policy_of(name);
     std::map<std::uint32_t, int> found;
-    for (int i = 0; i < count; ++i) ++found[policy->pick(candidates_, random_).id];
+    for (int i = 0; i < count; ++i) ++found[pick(*policy)];
     return found;
+  }
+  std::unique_ptr<Policy> policy_of(const char* name, WorkerRole role = WorkerRole::prefill) {
+    return *make_policy(name, role, &prefixes_);
+  }
+  std::uint32_t pick(Policy& policy) {
+    return policy.pick({.prompt = prompt_}, candidates_, random_).worker->id;
   }
   Worker workers_[4];
   std::vector<Worker*> candidates_;
   Random random_{7};
+  PrefixIndex prefixes_{1 << 20};
+  PromptKeys prompt_;
 };
 
 TEST_F(Policies, RoundRobinIsEvenAndKeepsItsPlaceWhenOneIsMissing) {
   EXPECT_EQ(picks("round_robin", 8),
             (std::map<std::uint32_t, int>{{1, 2}, {2, 2}, {3, 2}, {4, 2}}));
-  const std::unique_ptr<Policy> policy = *make_policy("round_robin");
-  EXPECT_EQ(policy->pick(candidates_, random_).id, 1u);
-  EXPECT_EQ(policy->pick(candidates_, random_).id, 2u);
+  const std::unique_ptr<Policy> policy = policy_of("round_robin");
+  EXPECT_EQ(pick(*policy), 1u);
+  EXPECT_EQ(pick(*policy), 2u);
   const std::vector<Worker*> without_three = {&workers_[0], &workers_[1], &workers_[3]};
-  EXPECT_EQ(policy->pick(without_three, random_).id, 4u);
-  EXPECT_EQ(policy->pick(candidates_, random_).id, 1u);
+  EXPECT_EQ(policy->pick({.prompt = prompt_}, without_three, random_).worker->id, 4u);
+  EXPECT_EQ(pick(*policy), 1u);
 }
 
 TEST_F(Policies, RandomReachesAll) {
@@ -141,7 +149,57 @@ TEST_F(Policies, PowerOfTwoNeverTakesTheMostLoaded) {
 }
 
 TEST_F(Policies, UnknownNamesAreRefused) {
-  EXPECT_EQ(make_policy("cache_aware").code(), Code::invalid_argument);
+  EXPECT_EQ(make_policy("fastest", WorkerRole::prefill, &prefixes_).code(), Code::invalid_argument);
+  EXPECT_FALSE(wants_prompts("fastest"));
+}
+
+std::string text(char fill, std::size_t bytes) { return std::string(bytes, fill); }
+
+TEST_F(Policies, CostGoesWhereThePrefixIs) {
+  for (const char* name : {"cost", "cache_aware", "kv_aware"}) {
+    EXPECT_TRUE(wants_prompts(name));
+    const std::unique_ptr<Policy> policy = policy_of(name);
+    prompt_ = prompt_keys(text(name[1], 40'000), 0);
+    const std::uint32_t first = pick(*policy);
+    prompt_ = prompt_keys(text(name[1], 36'000) + text('b', 20'000), 0);
+    for (int i = 0; i < 20; ++i) {
+      const Choice choice = policy->pick({.prompt = prompt_}, candidates_, random_);
+      EXPECT_EQ(choice.worker->id, first);
+      EXPECT_GE(choice.cached_tokens, 8'000u);
+    }
+  }
+}
+
+// A cached prefix is worth three times its tokens and no more.
+TEST_F(Policies, CostLeavesAWorkerWhoseQueueIsLongerThanWhatItSaves) {
+  const std::unique_ptr<Policy> policy = policy_of("cost");
+  prompt_ = prompt_keys(text('a', 40'000), 0);
+  const std::uint32_t first = pick(*policy);
+  Worker& favourite = workers_[first - 1];
+  favourite.prefill_tokens = 26'000;
+  EXPECT_EQ(pick(*policy), first);
+  favourite.prefill_tokens = 29'000;
+  const std::uint32_t second = pick(*policy);
+  EXPECT_NE(second, first);
+  favourite.prefill_tokens = 500;
+  workers_[second - 1].prefill_tokens = 400;
+  EXPECT_EQ(pick(*policy), second) << "both have it now";
+}
+
+TEST_F(Policies, CostOfDecodeIsWhatItReadsForEachToken) {
+  const std::unique_ptr<Policy> policy = policy_of("cost", WorkerRole::decode);
+  for (Worker& worker : workers_) worker.context_tokens = 100'000;
+  workers_[2].context_tokens = 60'000;
+  workers_[2].prefill_tokens = 1'000'000;  // prefill is not decode's
+  prompt_ = prompt_keys(text('a', 4'000), 0);
+  EXPECT_EQ(pick(*policy), 3u);
+}
+
+TEST_F(Policies, CostSpreadsWhatItKnowsNothingAbout) {
+  const auto found = picks("cost", 4000);
+  for (const auto& [id, count] : found) EXPECT_NEAR(count, 1000, 200) << id;
+  workers_[0].in_flight = 1;
+  EXPECT_EQ(picks("cost", 100).count(1), 0u);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ BodyScan scan_exact(std::string_view body) {
   const std::unique_ptr<char[]> copy(new char[body.size() + 1]);
   std::memcpy(copy.get(), body.data(), body.size());
   BodyScan scan = scan_body({copy.get(), body.size()});
-  scan.rid = {};
+  scan.rid = scan.prompt = {};
   return scan;
 }
 
@@ -50,6 +50,19 @@ TEST(BodyScan, CountsSequences) {
   EXPECT_EQ(scan_body(R"({"other":{"n":5}})").n, 1u);
   EXPECT_EQ(scan_body(R"({"n":-3})").n, 1u);
   EXPECT_EQ(scan_body(R"({"n":99999999999999999999})").n, BodyScan::kFactorMax);
+}
+
+TEST(BodyScan, FindsThePromptAndCountsItsIds) {
+  EXPECT_EQ(scan_body(R"({"prompt":"o\"ne","x":1})").prompt, R"("o\"ne")");
+  EXPECT_EQ(scan_body(R"({"text": ["a","b"] })").prompt, R"(["a","b"])");
+  EXPECT_EQ(scan_body(R"({"messages":[{"content":"a"}],"n":1})").prompt, R"([{"content":"a"}])");
+  EXPECT_EQ(scan_body(R"({"x":{"prompt":"a"}})").prompt, "");
+  EXPECT_EQ(scan_body(R"({"prompt":"a","text":"b"})").prompt, R"("b")") << "the last one counts";
+  EXPECT_EQ(scan_body(R"({"input_ids":[5,6,7]})").prompt_tokens, 3u);
+  EXPECT_EQ(scan_body(R"({"input_ids":[5,6,7],"text":"b"})").prompt_tokens, 0u);
+  EXPECT_EQ(scan_body(R"({"input_ids":[[5,6],[7]]})").prompt_tokens, 0u);
+  EXPECT_EQ(scan_body(R"({"messages":[{"a":1},{"b":2}]})").prompt_tokens, 0u);
+  EXPECT_EQ(scan_body(R"({"input_ids":[]})").prompt_tokens, 0u);
 }
 
 TEST(BodyScan, KeepsTheRidAsWritten) {

@@ -98,6 +98,7 @@ inline RouterOptions pd_options(std::initializer_list<StubWorker*> prefill,
   RouterOptions options;
   options.pd_disaggregation = true;
   options.disable_health_check = true;
+  options.policy = "round_robin";
   for (const StubWorker* worker : prefill) options.prefill.push_back({worker->url(), 8998});
   for (const StubWorker* worker : decode) options.decode.push_back(worker->url());
   return options;
