@@ -115,31 +115,36 @@ Status open_security(const RouterOptions& o, Security& security, std::string* er
   return {};
 }
 
+// What the policies of one role know, in all loops.
+struct Shared {
+  explicit Shared(const RouterOptions& options)
+      : prefixes(options.cache_tokens),
+        sessions(static_cast<std::int64_t>(options.max_idle_secs * 1e9)) {}
+  PrefixIndex prefixes;
+  SessionTable sessions;
+};
+
 class RouterImpl final : public Router {
  public:
   explicit RouterImpl(RouterOptions options)
       : options_(std::move(options)),
         rooms_(std::random_device{}() | std::uint64_t{std::random_device{}()} << 32),
-        fleet_({.failure_threshold = options_.health_failure_threshold,
-                .success_threshold = options_.health_success_threshold,
-                .drain_timeout_secs = options_.shutdown_grace_period_secs,
-                .on_cache_lost =
-                    [this](const Worker& worker, bool gone) {
-                      PrefixIndex* const prefixes = prefixes_of(worker.role);
-                      if (prefixes == nullptr) return;
-                      gone ? prefixes->remove(worker.id) : prefixes->forget(worker.id);
-                    },
-                .on_capacity =
-                    [this](const Worker& worker) {
-                      PrefixIndex* const prefixes = prefixes_of(worker.role);
-                      if (prefixes == nullptr) return;
-                      prefixes->set_capacity(worker.id, worker.capacity_tokens);
-                    }},
-               clock_) {
+        fleet_(
+            {.failure_threshold = options_.health_failure_threshold,
+             .success_threshold = options_.health_success_threshold,
+             .drain_timeout_secs = options_.shutdown_grace_period_secs,
+             .on_cache_lost =
+                 [this](const Worker& worker, bool gone) {
+                   PrefixIndex& prefixes = shared_of(worker.role).prefixes;
+                   gone ? prefixes.remove(worker.id) : prefixes.forget(worker.id);
+                 },
+             .on_capacity =
+                 [this](const Worker& worker) {
+                   shared_of(worker.role).prefixes.set_capacity(worker.id, worker.capacity_tokens);
+                 }},
+            clock_) {
     for (const WorkerRole role : kRoles) {
-      if (!wants_prompts(policy_name(role))) continue;
-      prefixes_[static_cast<std::size_t>(role)] =
-          std::make_unique<PrefixIndex>(options_.cache_tokens);
+      shared_[static_cast<std::size_t>(role)] = std::make_unique<Shared>(options_);
     }
   }
 
@@ -160,9 +165,7 @@ class RouterImpl final : public Router {
 
  private:
   const std::string& policy_name(WorkerRole role) const;
-  PrefixIndex* prefixes_of(WorkerRole role) const {
-    return prefixes_[static_cast<std::size_t>(role)].get();
-  }
+  Shared& shared_of(WorkerRole role) const { return *shared_[static_cast<std::size_t>(role)]; }
   Status check(std::string* error) const;
   Status add_workers(std::string* error);
   Status add_loop(std::uint32_t index, std::string* error);
@@ -171,7 +174,7 @@ class RouterImpl final : public Router {
   const RouterOptions options_;
   const SteadyClock clock_;
   RoomAllocator rooms_;
-  std::array<std::unique_ptr<PrefixIndex>, 3> prefixes_;  // null: its policy looks at no prompts
+  std::array<std::unique_ptr<Shared>, 3> shared_;  // by WorkerRole
   Fleet fleet_;
   Security security_;
   std::vector<std::unique_ptr<Room>> loops_;
@@ -231,12 +234,16 @@ Status RouterImpl::add_loop(std::uint32_t index, std::string* error) {
   RolePolicies policies;
   for (const WorkerRole role : kRoles) {
     const std::string& name = policy_name(role);
-    Result<std::unique_ptr<Policy>> policy = make_policy(name, role, prefixes_of(role));
+    Shared& shared = shared_of(role);
+    Result<std::unique_ptr<Policy>> policy = make_policy(
+        name,
+        {.role = role, .prefixes = shared.prefixes, .sessions = shared.sessions, .clock = clock_});
     if (!policy.ok()) {
       return fail(error, "policy '" + name + "': " + policy.status().context(), policy.status());
     }
     policies.policies[static_cast<std::size_t>(role)] = *std::move(policy);
     policies.want_prompts[static_cast<std::size_t>(role)] = wants_prompts(name);
+    policies.want_sessions = policies.want_sessions || wants_sessions(name);
   }
   auto room = std::make_unique<Room>(
       index, fleet_, rooms_, options_, std::move(policies),
@@ -297,8 +304,9 @@ Status RouterImpl::start(std::string* error) {
                     .path = options_.health_check_endpoint,
                     .interval_secs = options_.health_check_interval_secs,
                     .timeout_secs = options_.health_check_timeout_secs,
-                    .ask_capacity = std::any_of(prefixes_.begin(), prefixes_.end(),
-                                                [](const auto& one) { return one != nullptr; })},
+                    .ask_capacity = std::any_of(
+                        std::begin(kRoles), std::end(kRoles),
+                        [this](WorkerRole role) { return wants_prompts(policy_name(role)); })},
       [&first](const Worker& worker) -> http::UpstreamPool& { return first.context.pool(worker); });
   for (const auto& room : loops_) stoppers_.push_back(std::make_unique<Stopper>(*room));
   return {};
@@ -334,9 +342,8 @@ void RouterImpl::visit_metrics(MetricVisitor& visitor) const {
   visit_router_metrics(visitor, loops);
   fleet_.visit_metrics(visitor);
   for (const WorkerRole role : kRoles) {
-    const PrefixIndex* const prefixes = prefixes_of(role);
-    if (prefixes == nullptr) continue;
-    const PrefixIndex::Size size = prefixes->size();
+    if (!wants_prompts(policy_name(role))) continue;
+    const PrefixIndex::Size size = shared_of(role).prefixes.size();
     const MetricLabels labels = {{"role", std::string(to_string(role))}};
     visitor.gauge("kvlane_router_prefixes",
                   "prefixes of prompts that some worker is thought to have", labels,

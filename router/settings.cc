@@ -23,7 +23,8 @@ std::span<const Setting> router_settings() {
       setting<&O::threads>("router.threads", "", 1, 64, "event loops, one thread each"),
       setting<&O::policy>(
           "router.policy", "", 0, 0,
-          "how a worker is chosen: cost, random, round_robin, least_loaded, power_of_two"),
+          "how a worker is chosen: cost, random, round_robin, least_loaded, power_of_two, "
+          "consistent_hashing, prefix_hash, manual, bucket"),
       setting<&O::prefill_policy>("router.prefill_policy", "", 0, 0,
                                   "policy for prefill workers; empty: router.policy"),
       setting<&O::decode_policy>("router.decode_policy", "", 0, 0,
@@ -31,6 +32,11 @@ std::span<const Setting> router_settings() {
       setting<&O::cache_tokens>(
           "router.cache_tokens", "tokens", 1, 1e15,
           "KV cache of a worker that does not tell its size, for policy cost"),
+      setting<&O::session_headers>("router.session_headers", "", 0, 0,
+                                   "headers that name a session, for policies manual and "
+                                   "consistent_hashing; the first that is there counts"),
+      setting<&O::max_idle_secs>("router.max_idle_secs", "s", 1, 1e9,
+                                 "policy manual forgets a session that is silent for so long"),
       setting<&O::request_timeout_secs>("router.request_timeout_secs", "s", 0.001, 1e6,
                                         "limit of a whole request, retries included"),
       setting<&O::connect_timeout_secs>("router.connect_timeout_secs", "s", 0.001, 600,

@@ -87,6 +87,7 @@ void Api::relay(Session& session) {
   // Without P/D nothing is asked of a body: what is wrong with it is the worker's to say.
   if (pd || prompts) plan.scan = http::scan_body(session.body());
   if (prompts) plan.prompt = prompt_keys(plan.scan.prompt, plan.scan.prompt_tokens);
+  plan.session = context_.session_of(session.request());
   if (pd) {
     plan.disaggregated = true;
     plan.role = WorkerRole::decode;
@@ -109,9 +110,11 @@ void Api::relay(Session& session) {
 
 void Api::pass(Session& session) {
   const bool pd = context_.options().pd_disaggregation;
-  Exchange::start(
-      context_, session,
-      {.role = pd ? WorkerRole::prefill : WorkerRole::regular, .scan = {}, .prompt = {}});
+  Exchange::start(context_, session,
+                  {.role = pd ? WorkerRole::prefill : WorkerRole::regular,
+                   .scan = {},
+                   .prompt = {},
+                   .session = {}});
 }
 
 void Api::fan_out(Session& session) {
@@ -127,7 +130,7 @@ void Api::health_generate(Session& session) {
   const bool pd = context_.options().pd_disaggregation;
   for (const WorkerRole role : {WorkerRole::regular, WorkerRole::prefill, WorkerRole::decode}) {
     if (pd == (role == WorkerRole::regular)) continue;
-    WorkerPtr worker = context_.pick(role, {}, {}).worker;
+    WorkerPtr worker = context_.pick(role, {}, {.prompt = {}}).worker;
     if (worker == nullptr) {
       return reply_error(session, 503, "upstream_error",
                          "no " + std::string(to_string(role)) + " worker is available");

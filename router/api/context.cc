@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <random>
 
+#include "transport/base/word_list.h"
+
 namespace kvl::router {
 
 LoopContext::LoopContext(http::Loop& loop, Fleet& fleet, RoomAllocator& rooms,
@@ -14,6 +16,7 @@ LoopContext::LoopContext(http::Loop& loop, Fleet& fleet, RoomAllocator& rooms,
       rooms_(rooms),
       options_(options),
       policies_(std::move(policies)),
+      session_headers_(words_of(options.session_headers)),
       random_(std::random_device{}()),
       workers_(fleet.workers()),
       tls_(std::move(tls)) {}
@@ -30,7 +33,7 @@ const WorkerSet& LoopContext::workers() {
 }
 
 LoopContext::Picked LoopContext::pick(WorkerRole role, std::span<const std::uint32_t> avoid,
-                                      const PromptKeys& prompt) {
+                                      const Ask& ask) {
   const std::vector<WorkerPtr>& all = workers().of(role);
   candidates_.clear();
   for (const WorkerPtr& worker : all) {
@@ -38,11 +41,20 @@ LoopContext::Picked LoopContext::pick(WorkerRole role, std::span<const std::uint
     if (worker->usable() && !tried) candidates_.push_back(worker.get());
   }
   if (candidates_.empty()) return {};
-  const Choice chosen = policies_.policies[static_cast<std::size_t>(role)]->pick(
-      {.prompt = prompt}, candidates_, random_);
+  const Choice chosen =
+      policies_.policies[static_cast<std::size_t>(role)]->pick(ask, candidates_, random_);
   return {*std::find_if(all.begin(), all.end(),
                         [&](const WorkerPtr& worker) { return worker.get() == chosen.worker; }),
           chosen.cached_tokens};
+}
+
+std::string LoopContext::session_of(const http::RequestHead& head) const {
+  if (!policies_.want_sessions) return {};
+  for (const std::string& name : session_headers_) {
+    const std::string_view value = head.headers.find(name);
+    if (!value.empty()) return std::string(value);
+  }
+  return {};
 }
 
 http::UpstreamPool& LoopContext::pool(const Worker& worker) {

@@ -11,6 +11,7 @@
 #include "kvl/router.h"
 #include "router/api/room.h"
 #include "router/fleet/fleet.h"
+#include "router/http/head.h"
 #include "router/http/upstream.h"
 #include "router/policy/policy.h"
 
@@ -31,6 +32,7 @@ struct RouterCounters {
 struct RolePolicies {
   std::array<std::unique_ptr<Policy>, 3> policies;
   std::array<bool, 3> want_prompts{};
+  bool want_sessions = false;  // one of them
 };
 
 class LoopContext {
@@ -52,11 +54,13 @@ class LoopContext {
     WorkerPtr worker;
     std::uint64_t cached_tokens = 0;  // of the prompt, that it is thought to have
   };
-  Picked pick(WorkerRole role, std::span<const std::uint32_t> avoid, const PromptKeys& prompt);
+  Picked pick(WorkerRole role, std::span<const std::uint32_t> avoid, const Ask& ask);
   // Requests of this role are chosen for by what their prompt is.
   bool wants_prompts(WorkerRole role) const {
     return policies_.want_prompts[static_cast<std::size_t>(role)];
   }
+  // What the request calls its session, where a policy asks for that.
+  std::string session_of(const http::RequestHead& head) const;
   http::UpstreamPool& pool(const Worker& worker);
 
   std::size_t exchanges = 0;  // in progress
@@ -67,6 +71,7 @@ class LoopContext {
   RoomAllocator& rooms_;
   const RouterOptions& options_;
   RolePolicies policies_;
+  std::vector<std::string> session_headers_;
   Random random_;
   RouterCounters counters_;
   std::shared_ptr<const WorkerSet> workers_;

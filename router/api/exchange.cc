@@ -81,7 +81,7 @@ void Exchange::begin() {
 }
 
 LoopContext::Picked Exchange::pick(const Leg& leg) {
-  return context_.pick(role_of(leg), leg.tried, plan_.prompt);
+  return context_.pick(role_of(leg), leg.tried, {.prompt = plan_.prompt, .session = plan_.session});
 }
 
 // Prefill computes, decode keeps the context; a worker that does both has both.

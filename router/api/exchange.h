@@ -29,6 +29,7 @@ struct ExchangePlan {
   WorkerRole role = WorkerRole::regular;  // of the worker that answers
   http::BodyScan scan;                    // of a disaggregated request
   PromptKeys prompt;                      // empty: no policy asks for it
+  std::string session;                    // likewise
 };
 
 class Exchange final : public http::SessionUser,

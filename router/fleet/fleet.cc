@@ -118,6 +118,7 @@ Result<WorkerPtr> Fleet::add(WorkerRole role, std::string_view url, int bootstra
   worker->role = role;
   worker->url = *parsed;
   worker->bootstrap_port = bootstrap_port;
+  worker->address = parsed->text();
   worker->host_line = "Host: " + parsed->authority() + "\r\n";
   worker->session_prefix =
       "\"bootstrap_host\":" + http::json_quote(parsed->host_text()) +

@@ -43,6 +43,7 @@ struct Worker {
   WorkerRole role = WorkerRole::regular;
   http::Url url;
   int bootstrap_port = -1;
+  std::string address;         // "http://a:1": the same for every router
   std::string host_line;       // "Host: a:1\r\n"
   std::string session_prefix;  // "bootstrap_host":"a","bootstrap_port":1,"bootstrap_room":
 

@@ -7,8 +7,10 @@
 #include <span>
 #include <string_view>
 
+#include "kvl/clock.h"
 #include "kvl/status.h"
 #include "router/fleet/worker.h"
+#include "router/policy/session_table.h"
 #include "router/prefix/prefix_index.h"
 
 namespace kvl::router {
@@ -18,6 +20,7 @@ using Random = std::mt19937_64;
 // What a policy may know of the request. A prompt that nobody looked at has no keys and no bytes.
 struct Ask {
   const PromptKeys& prompt;
+  std::string_view session = {};  // what the client calls its conversation; "": it says nothing
 };
 
 struct Choice {
@@ -40,12 +43,25 @@ std::unique_ptr<Policy> make_least_loaded_policy();
 std::unique_ptr<Policy> make_power_of_two_policy();
 std::unique_ptr<Policy> make_cost_policy(WorkerRole role, PrefixIndex& prefixes);
 
-// A policy by this name looks at prompts and needs an index of prefixes.
+std::unique_ptr<Policy> make_consistent_hashing_policy();
+std::unique_ptr<Policy> make_prefix_hash_policy();
+std::unique_ptr<Policy> make_manual_policy(SessionTable& sessions, const Clock& clock);
+std::unique_ptr<Policy> make_bucket_policy();
+
+// What the policies of all loops share for one role.
+struct PolicyParts {
+  WorkerRole role;
+  PrefixIndex& prefixes;
+  SessionTable& sessions;
+  const Clock& clock;
+};
+
+// A policy by this name looks at prompts, or at sessions.
 bool wants_prompts(std::string_view name);
-// By name: "cost", "random", "round_robin", "least_loaded", "power_of_two", or what sglang-router
-// and vllm-router call them. `prefixes` is one index for all loops; null unless
-// wants_prompts(name). invalid_argument.
-Result<std::unique_ptr<Policy>> make_policy(std::string_view name, WorkerRole role,
-                                            PrefixIndex* prefixes);
+bool wants_sessions(std::string_view name);
+// By name: "cost", "random", "round_robin", "least_loaded", "power_of_two", "consistent_hashing",
+// "prefix_hash", "manual", "bucket", or what sglang-router and vllm-router call them.
+// invalid_argument.
+Result<std::unique_ptr<Policy>> make_policy(std::string_view name, const PolicyParts& parts);
 
 }  // namespace kvl::router

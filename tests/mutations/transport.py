@@ -1,6 +1,6 @@
 """Mutations of the engine and of what carries its bytes."""
 from mutation import ENGINES, FAULTS, FENCES, HEALTHY, HEALTHY_ENGINES
-from mutation import BOUNDS, TCP, UCX, VERBS, Mutation
+from mutation import BOUNDS, LIVENESS, TCP, UCX, VERBS, Mutation
 
 MUTATIONS = [
     # --- transfers: pieces, retries, ends
@@ -23,7 +23,7 @@ MUTATIONS = [
     Mutation("quarantine_not_reported", "transport/core/engine_transfers.cc",
              "  event.physical = transfer.quarantined ?",
              "  event.physical = transfer.quarantined && !MUTANT ?",
-             (FAULTS, ENGINES)),
+             (LIVENESS,)),
     Mutation("double_completion", "transport/core/engine_transfers.cc",
              "  event.bytes = transfer.bytes_done;\n",
              "  event.bytes = transfer.bytes_done;\n  if (MUTANT) emit(event);\n",

@@ -33,13 +33,17 @@ struct RouterOptions {
   std::string host = "0.0.0.0";
   std::uint16_t port = 30000;   // 0: any free port, see Router::port()
   std::uint32_t threads = 1;    // loops, each with connection pools of its own
-  std::string policy = "cost";  // cost, random, round_robin, least_loaded, power_of_two
+  std::string policy = "cost";  // see router/policy/policy.cc
   std::string prefill_policy;   // "": policy
   std::string decode_policy;    // "": policy
 
   // Tokens that the KV cache of a worker holds which does not tell it (SGLang's and kvlane's do):
   // what it was sent longer ago is taken as forgotten.
   std::uint64_t cache_tokens = 1 << 20;
+  // For policies manual and consistent_hashing: headers that name a session, the first one counts;
+  // after so long without a request one is forgotten.
+  std::string session_headers = "X-SMG-Routing-Key,X-Session-ID,X-User-ID,X-Tenant-ID";
+  double max_idle_secs = 14400;
 
   double request_timeout_secs = 1800;       // a whole request, with retries
   double connect_timeout_secs = 2;          // to one worker

@@ -1,6 +1,8 @@
 // Prefix-aware routing through the whole router: where prompts go, and when that is forgotten.
 #include <algorithm>
 #include <chrono>
+#include <map>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -138,6 +140,31 @@ TEST(RouterCost, CapacityIsAskedFor) {
     ASSERT_EQ(client.post("/generate", prompt(fill, 9000, "")).status, 200);
   }
   EXPECT_EQ(router.metric("kvlane_router_prefixes"), 3 * 5 - 2);
+}
+
+TEST(RouterSessions, TheHeaderNamesTheSession) {
+  StubWorker one(StubWorker::answer_name("1")), two(StubWorker::answer_name("2"));
+  for (const char* policy : {"manual", "consistent_hashing"}) {
+    RouterOptions options;
+    options.workers = {one.url(), two.url()};
+    options.disable_health_check = true;
+    options.policy = policy;
+    const RunningRouter router(options);
+    TestClient client(router.port());
+    std::map<std::string, std::string> last;
+    for (int i = 0; i < 120; ++i) {
+      const std::string session = "s" + std::to_string(i % 24);
+      ASSERT_TRUE(client.send("POST /generate HTTP/1.1\r\nHost: r\r\nX-Session-ID: " + session +
+                              "\r\nContent-Length: 2\r\n\r\n{}"));
+      const std::string name = client.read_answer().body;
+      EXPECT_TRUE(i < 24 || name == last[session]) << policy << " " << session;
+      last[session] = name;
+    }
+    std::set<std::string> names;
+    for (const auto& [session, name] : last) names.insert(name);
+    // Of 24 sessions the least loaded has all while nothing runs; a hash divides them.
+    EXPECT_GE(names.size(), std::string(policy) == "manual" ? 1u : 2u) << policy;
+  }
 }
 
 }  // namespace

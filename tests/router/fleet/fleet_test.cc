@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
+#include <string>
 
 #include "router/policy/policy.h"
 #include "tests/support/log_guard.h"
@@ -92,6 +94,7 @@ class Policies : public ::testing::Test {
   Policies() {
     for (std::uint32_t i = 0; i < 4; ++i) {
       workers_[i].id = i + 1;
+      workers_[i].address = "http://10.0.0." + std::to_string(i) + ":30000";
       candidates_.push_back(&workers_[i]);
     }
   }
@@ -102,16 +105,22 @@ class Policies : public ::testing::Test {
     return found;
   }
   std::unique_ptr<Policy> policy_of(const char* name, WorkerRole role = WorkerRole::prefill) {
-    return *make_policy(name, role, &prefixes_);
+    return *make_policy(name, parts(role));
+  }
+  PolicyParts parts(WorkerRole role) {
+    return {.role = role, .prefixes = prefixes_, .sessions = sessions_, .clock = clock_};
   }
   std::uint32_t pick(Policy& policy) {
-    return policy.pick({.prompt = prompt_}, candidates_, random_).worker->id;
+    return policy.pick({.prompt = prompt_, .session = session_}, candidates_, random_).worker->id;
   }
   Worker workers_[4];
   std::vector<Worker*> candidates_;
   Random random_{7};
   PrefixIndex prefixes_{1 << 20};
+  TestClock clock_;
+  SessionTable sessions_{1'000'000'000};
   PromptKeys prompt_;
+  std::string session_;
 };
 
 TEST_F(Policies, RoundRobinIsEvenAndKeepsItsPlaceWhenOneIsMissing) {
@@ -149,7 +158,7 @@ TEST_F(Policies, PowerOfTwoNeverTakesTheMostLoaded) {
 }
 
 TEST_F(Policies, UnknownNamesAreRefused) {
-  EXPECT_EQ(make_policy("fastest", WorkerRole::prefill, &prefixes_).code(), Code::invalid_argument);
+  EXPECT_EQ(make_policy("fastest", parts(WorkerRole::prefill)).code(), Code::invalid_argument);
   EXPECT_FALSE(wants_prompts("fastest"));
 }
 
@@ -200,6 +209,97 @@ TEST_F(Policies, CostSpreadsWhatItKnowsNothingAbout) {
   for (const auto& [id, count] : found) EXPECT_NEAR(count, 1000, 200) << id;
   workers_[0].in_flight = 1;
   EXPECT_EQ(picks("cost", 100).count(1), 0u);
+}
+
+// A worker that goes takes its own sessions with it and no others.
+TEST_F(Policies, ConsistentHashingMovesOnlyWhatItMust) {
+  const std::unique_ptr<Policy> policy = policy_of("consistent_hash");
+  std::map<std::string, std::uint32_t> before;
+  std::map<std::uint32_t, int> share;
+  for (int i = 0; i < 2000; ++i) {
+    session_ = "user-" + std::to_string(i);
+    before[session_] = pick(*policy);
+    ++share[before[session_]];
+  }
+  for (const auto& [id, count] : share) EXPECT_NEAR(count, 500, 100) << id;
+  candidates_.erase(candidates_.begin() + 1);
+  for (const auto& [session, id] : before) {
+    session_ = session;
+    const std::uint32_t now = pick(*policy);
+    EXPECT_TRUE(now == id || id == 2) << session;
+  }
+}
+
+TEST_F(Policies, ConsistentHashingTakesThePromptForTheSession) {
+  const std::unique_ptr<Policy> policy = policy_of("consistent_hashing");
+  std::map<std::uint32_t, int> found;
+  for (char c = 'a'; c <= 'z'; ++c) {
+    prompt_ = prompt_keys(text(c, 1000), 0);
+    const std::uint32_t first = pick(*policy);
+    prompt_ = prompt_keys(text(c, 900) + text('0', 50'000), 0);
+    EXPECT_EQ(pick(*policy), first) << "the beginning counts";
+    ++found[first];
+  }
+  EXPECT_EQ(found.size(), 4u);
+}
+
+TEST_F(Policies, PrefixHashGivesNobodyMuchMoreThanTheMean) {
+  const std::unique_ptr<Policy> policy = policy_of("prefix_hash");
+  prompt_ = prompt_keys(text('a', 1000), 0);
+  const std::uint32_t owner = pick(*policy);
+  EXPECT_EQ(pick(*policy), owner);
+  for (int i = 0; i < 400; ++i) ++workers_[pick(*policy) - 1].in_flight;
+  for (const Worker& worker : workers_) EXPECT_LE(worker.in_flight, 126u);
+  EXPECT_GE(workers_[owner - 1].in_flight, 120u);
+}
+
+TEST_F(Policies, ManualKeepsASessionUntilItsWorkerGoesOrItFallsSilent) {
+  const std::unique_ptr<Policy> policy = policy_of("manual");
+  session_ = "one";
+  const std::uint32_t first = pick(*policy);
+  workers_[first - 1].in_flight = 50;
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(pick(*policy), first) << "whatever its load";
+  session_ = "two";
+  EXPECT_NE(pick(*policy), first) << "a new one goes where there is least to do";
+  session_ = "one";
+  Worker* const gone = candidates_[first - 1];
+  std::erase(candidates_, gone);
+  const std::uint32_t second = pick(*policy);
+  EXPECT_NE(second, first);
+  candidates_.insert(candidates_.begin() + first - 1, gone);
+  EXPECT_EQ(pick(*policy), second) << "it has moved";
+  clock_.now += 1'000'000'001;
+  workers_[second - 1].in_flight = 50;
+  EXPECT_NE(pick(*policy), second) << "forgotten";
+}
+
+TEST_F(Policies, SessionsAreBounded) {
+  SessionTable table(1'000);
+  for (int i = 0; i < 5000; ++i) table.assign("s" + std::to_string(i), 1, i);
+  EXPECT_LE(table.size(), 1'500u);
+  EXPECT_EQ(table.find("s4999", 5000), 1u);
+  EXPECT_EQ(table.find("s10", 5000), 0u);
+}
+
+// Long prompts to the last, short ones to the first; each gets as many tokens.
+TEST_F(Policies, BucketsDivideTheTokensByLength) {
+  const std::unique_ptr<Policy> policy = policy_of("bucket");
+  std::map<std::uint32_t, std::uint64_t> tokens, longest;
+  for (int i = 0; i < 4000; ++i) {
+    prompt_.bytes = 100 + random_() % 100'000;
+    prompt_.tokens_per_byte = 0.25;
+    const std::uint32_t id = pick(*policy);
+    if (i < 1500) continue;
+    tokens[id] += prompt_.tokens();
+    longest[id] = std::max(longest[id], prompt_.tokens());
+  }
+  ASSERT_EQ(tokens.size(), 4u);
+  std::uint64_t sum = 0;
+  for (const auto& [id, count] : tokens) sum += count;
+  for (const auto& [id, count] : tokens) {
+    EXPECT_NEAR(static_cast<double>(count) / static_cast<double>(sum), 0.25, 0.06) << id;
+  }
+  for (std::uint32_t id = 2; id <= 4; ++id) EXPECT_GT(longest[id], longest[id - 1]);
 }
 
 }  // namespace

@@ -79,7 +79,11 @@ struct Played {
 Played play(const Trace& trace, const std::vector<PromptKeys>& prompts, const Setting& setting,
             const char* name) {
   PrefixIndex prefixes(setting.blocks * trace.block_tokens);
-  const std::unique_ptr<Policy> policy = *make_policy(name, WorkerRole::prefill, &prefixes);
+  SessionTable sessions(1);
+  const SteadyClock clock;
+  const std::unique_ptr<Policy> policy = *make_policy(
+      name,
+      {.role = WorkerRole::prefill, .prefixes = prefixes, .sessions = sessions, .clock = clock});
   const std::unique_ptr<Worker[]> workers(new Worker[setting.workers]);
   std::vector<Worker*> candidates;
   std::vector<BlockCache> caches(setting.workers, BlockCache(setting.blocks));
