@@ -6,6 +6,7 @@
 
 #include "kvl/trace.h"
 #include "tools/program.h"
+#include "tools/router_peers.h"
 #include "tools/signals.h"
 
 namespace kvl::tools {
@@ -15,6 +16,7 @@ struct RouterFlags {
   SettingFlags settings;
   std::vector<std::vector<std::string>> prefill;  // URL [PORT]
   std::vector<std::string> decode, workers;
+  PeerFlags peers;
 };
 
 // --prefill URL [BOOTSTRAP_PORT|none]
@@ -31,6 +33,10 @@ bool read_prefill(const std::vector<std::string>& words, PrefillWorker& worker) 
 }
 
 void run_router(Program& program, const RouterFlags& flags) {
+  if (!flags.peers.refused.empty()) return program.fail(flags.peers.refused);
+  for (const std::string& sentence : flags.peers.without_effect) {
+    std::fprintf(stderr, "kvlane router: %s\n", sentence.c_str());
+  }
   const Result<Settings> settings = program.settings(flags.settings);
   if (!settings.ok()) return;
   RouterOptions options = settings->read<RouterOptions>(router_settings());
@@ -104,6 +110,7 @@ void add_router(CLI::App& app, Program& program) {
   add_setting_flags(*command, bootstrap_settings(), "", flags->settings);
   add_setting_flags(*command, security_settings(), "", flags->settings);
   add_setting_flags(*command, trace_settings(), "", flags->settings);
+  add_peer_flags(*command, flags->peers, flags->settings);
   command->callback([&program, flags] { run_router(program, *flags); });
 }
 

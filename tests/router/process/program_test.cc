@@ -161,6 +161,47 @@ TEST(Program, WrongOptionsAreNamed) {
   EXPECT_NE(subcommand.errors.find("'rooter'"), std::string::npos) << subcommand.errors;
 }
 
+// Their command lines are taken; what one of them asks for in vain is said.
+TEST(Program, FlagsOfOtherRoutersAreAnswered) {
+  Program router({"router",
+                  "--worker-urls",
+                  "http://127.0.0.1:1",
+                  "--host",
+                  "127.0.0.1",
+                  "--port",
+                  "0",
+                  "--policy",
+                  "cache_aware",
+                  "--cache-threshold",
+                  "0.5",
+                  "--balance-abs-threshold",
+                  "32",
+                  "--max-tree-size",
+                  "1000",
+                  "--disable-retries",
+                  "--health-check-interval-secs",
+                  "60",
+                  "--cb-failure-threshold",
+                  "5"});
+  TestClient client(router.port());
+  EXPECT_EQ(client.call("GET", "/health").status, 200);
+  client.close();
+  router.signal(SIGTERM);
+  EXPECT_EQ(router.wait(), 0);
+  for (const char* flag : {"--cache-threshold", "--balance-abs-threshold", "--max-tree-size",
+                           "--cb-failure-threshold"}) {
+    EXPECT_NE(router.errors.find(std::string(flag) + " has no effect: "), std::string::npos)
+        << router.errors;
+  }
+  EXPECT_EQ(router.errors.find("--disable-retries"), std::string::npos) << "it has one";
+  Program key({"router", "--worker-urls", "http://127.0.0.1:1", "--api-key", "abc"});
+  EXPECT_EQ(key.wait(), 1);
+  EXPECT_NE(key.errors.find("--api-key-file"), std::string::npos) << key.errors;
+  Program discovery({"router", "--service-discovery", "--selector", "app=x"});
+  EXPECT_EQ(discovery.wait(), 1);
+  EXPECT_NE(discovery.errors.find("POST /workers"), std::string::npos) << discovery.errors;
+}
+
 TEST(Program, BootstrapServesAndStopsWhenAsked) {
   Program bootstrap({"bootstrap", "--host", "127.0.0.1", "--port", "0"});
   TestClient client(bootstrap.port());
