@@ -46,6 +46,14 @@ endif()
 if(KVL_COVERAGE)
   add_compile_options(--coverage)
   add_link_options(--coverage)
+  # After the tests: a table by file, and pages with the lines.
+  add_custom_target(coverage_report
+    COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/report
+    COMMAND gcovr --root ${PROJECT_SOURCE_DIR} --object-directory ${CMAKE_BINARY_DIR}
+      --filter '${PROJECT_SOURCE_DIR}/\(transport\|kvcache\|router\|tools\)/' --exclude-throw-branches
+      --gcov-ignore-parse-errors --html-details ${CMAKE_BINARY_DIR}/report/index.html --print-summary --txt
+    WORKING_DIRECTORY ${CMAKE_BINARY_DIR} VERBATIM USES_TERMINAL
+    COMMENT "Coverage: ${CMAKE_BINARY_DIR}/report/index.html (needs gcovr)")
 endif()
 
 # kvl_library(NAME SOURCES a.cc … HEADERS kvl/x.h … DEPENDS other … PRIVATE_DEPENDS lib …)
