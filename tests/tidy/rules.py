@@ -107,6 +107,30 @@ def every_source_is_built(files, compiled):
             yield f"{path}: nobody includes it"
 
 
+NAMESPACE = re.compile(r"^namespace\s*([\w:]*)\s*\{")
+TYPE = re.compile(r"^(?:template\s*<.*>\s*)?(?:struct|class)\s+(?:\[\[\w+\]\]\s*)?(\w+)(?!\w|::)[^;]*$")
+
+
+def one_type_per_name(files):
+    """Two types of one name in one namespace are one to the linker, which keeps the functions of
+    either: a program may free the one with the destructor of the other."""
+    places = {}
+    for path, text in sorted(files.items()):
+        if not is_cxx(path) or path.startswith("tests/"):
+            continue
+        spaces = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if space := NAMESPACE.match(line):
+                spaces.append(space.group(1))
+            elif re.match(r"^\}\s*//\s*namespace", line) and spaces:
+                spaces.pop()
+            elif (found := TYPE.match(line)) and "" not in spaces:
+                name = "::".join([*spaces, found.group(1)])
+                first = places.setdefault(name, path)
+                if first != path:
+                    yield f"{path}:{number}: {name} is also in {first}"
+
+
 def every_folder_is_described(files):
     """By a README.md of one page, or by a row of the folder's above."""
     folders = {

@@ -130,6 +130,16 @@ class Tree(unittest.TestCase):
         files["router/dead.h"] = ""
         self.assertEqual(len(list(rules.every_source_is_built(files, {"router/a.cc"}))), 1)
 
+    def test_one_type_per_name(self):
+        one = "namespace kvl {\nstruct Memory {\n  int a;\n};\n}  // namespace kvl\n"
+        other = "namespace kvl {\nnamespace {\nstruct Memory {\n};\n}  // namespace\n}  // namespace kvl\n"
+        declared = "namespace kvl {\nstruct Memory;\nstruct Memory::Way {\n};\n}  // namespace kvl\n"
+        shm = one.replace("kvl {", "kvl::shm {")
+        files = {"a/x.h": one, "b/x.cc": other, "c/x.h": declared, "d/x.h": shm}
+        self.assertEqual(list(rules.one_type_per_name(files)), [])
+        files["e/x.h"] = one
+        self.assertEqual(len(list(rules.one_type_per_name(files))), 1)
+
     def test_every_folder_is_described(self):
         files = {
             "router/a.cc": "",

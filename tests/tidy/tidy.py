@@ -73,6 +73,7 @@ def judge(root, build, kvlane):
         "elsewhere": rules.nothing_from_elsewhere(files),
         "conditional": rules.no_conditional_transport(files),
         "built": rules.every_source_is_built(files, compiled(root, build)),
+        "one type": rules.one_type_per_name(files),
         "described": rules.every_folder_is_described(files),
         "settings": rules.settings_are_documented(
             files, printed_settings(kvlane) if kvlane else None

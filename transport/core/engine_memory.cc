@@ -228,8 +228,8 @@ void EngineImpl::on_memory_export(Peer& peer, const control::ExportMessage& mess
   }
   const PairName name = name_of(peer, *pair);
   if (message.blob.empty()) {
-    if (memory->second.ways[name.pair].state == RemoteMemory::State::ready) return;
-    memory->second.ways[name.pair].state = RemoteMemory::State::refused;
+    if (memory->second.ways[name.pair].state == PeerMemory::State::ready) return;
+    memory->second.ways[name.pair].state = PeerMemory::State::refused;
     ++peer.version;
     kick(peer);
     return;
@@ -245,12 +245,12 @@ void EngineImpl::on_memory_export(Peer& peer, const control::ExportMessage& mess
     const auto entry = found->memories.find(handle);
     // Dropped meanwhile, or exported before: a name that nobody keeps would stay in the Link.
     if (entry == found->memories.end() ||
-        entry->second.ways[name.pair].state == RemoteMemory::State::ready) {
+        entry->second.ways[name.pair].state == PeerMemory::State::ready) {
       if (imported) link.drop_memory(*imported);
       return;
     }
-    RemoteMemory::Way& way = entry->second.ways[name.pair];
-    way.state = imported ? RemoteMemory::State::ready : RemoteMemory::State::refused;
+    PeerMemory::Way& way = entry->second.ways[name.pair];
+    way.state = imported ? PeerMemory::State::ready : PeerMemory::State::refused;
     way.id = imported ? *imported : RemoteId{};
     if (!imported) {
       log(LogLevel::info, "memory.not_reachable",
@@ -269,8 +269,8 @@ void EngineImpl::on_memory_drop(Peer& peer, std::uint64_t handle) {
   const auto memory = peer.memories.find(handle);
   if (memory == peer.memories.end()) return;
   for (std::size_t i = 0; i < memory->second.ways.size(); ++i) {
-    const RemoteMemory::Way& way = memory->second.ways[i];
-    if (way.state != RemoteMemory::State::ready) continue;
+    const PeerMemory::Way& way = memory->second.ways[i];
+    if (way.state != PeerMemory::State::ready) continue;
     rails_[peer.pairs[i].rail].rail->run([id = way.id](Link& link) { link.drop_memory(id); });
   }
   peer.memories.erase(memory);

@@ -247,10 +247,10 @@ void EngineImpl::look_for_rank(const Peer& peer, TransferState& transfer, RailSe
     }
     for (const MemoryHandle handle : transfer.remotes) {
       const auto memory = peer.memories.find(handle.value);
-      const auto state = memory == peer.memories.end() ? RemoteMemory::State::refused
+      const auto state = memory == peer.memories.end() ? PeerMemory::State::refused
                                                        : memory->second.ways[i].state;
-      usable = usable && state != RemoteMemory::State::refused;
-      pending = pending || state == RemoteMemory::State::pending;
+      usable = usable && state != PeerMemory::State::refused;
+      pending = pending || state == PeerMemory::State::pending;
     }
     if (!usable) continue;
     if (pending)
@@ -277,7 +277,7 @@ bool EngineImpl::fill_table(Peer& peer, std::uint16_t index, TransferState& tran
   for (const MemoryHandle handle : transfer.remotes) {
     const auto memory = peer.memories.find(handle.value);
     if (memory == peer.memories.end() ||
-        memory->second.ways[index].state != RemoteMemory::State::ready) {
+        memory->second.ways[index].state != PeerMemory::State::ready) {
       return false;
     }
     table.remotes.push_back(memory->second.ways[index].id);

@@ -51,7 +51,7 @@ struct Pair {
   std::string reason;
 };
 
-struct RemoteMemory {
+struct PeerMemory {
   enum class State : std::uint8_t { pending, ready, refused };
   struct Way {
     State state = State::pending;
@@ -115,7 +115,7 @@ struct Peer {
   std::optional<auth::SessionKeys> keys;  // of an authenticated connection
   UniqueFd process;                       // pidfd of the peer's process, where we share its host
   std::vector<Pair> pairs;
-  std::unordered_map<std::uint64_t, RemoteMemory> memories;
+  std::unordered_map<std::uint64_t, PeerMemory> memories;
   std::vector<std::uint64_t> transfers;  // live ones, oldest first
   std::vector<LateProof> late;
   std::uint64_t version = 1;  // grows when pairs or memories change
