@@ -13,8 +13,15 @@
 #include <iterator>
 #include <sstream>
 
+// toml++ 3.3 asserts what a key begins with before it looks, and without assertions it promises it
+// to the compiler: "[%" would be undefined. Neither is wanted: the look that follows says what is
+// wrong.
+#pragma push_macro("NDEBUG")
+#undef NDEBUG
+#define TOML_ASSERT(condition) static_cast<void>(0)
 #define TOML_HEADER_ONLY 1
 #include <toml++/toml.h>
+#pragma pop_macro("NDEBUG")
 
 namespace kvl {
 namespace {

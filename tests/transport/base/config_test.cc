@@ -67,6 +67,19 @@ TEST(Settings, LettersOutsideAsciiBelongInCommentLines) {
   EXPECT_NE(error.find("line 2"), std::string::npos) << error;
 }
 
+// An assertion inside the library, or worse without it.
+TEST(Settings, ATableThatBeginsWithNoKeyIsRefused) {
+  const std::string file = ::testing::TempDir() + "kvlane_config_table.toml";
+  for (const char* text : {"[%x]\n", "[\x1b]\n", "[.a]\n", "[a.%]\n", "%=1\n", "[[%]]\n"}) {
+    std::ofstream(file) << text;
+    std::string error;
+    EXPECT_EQ(Settings::load(rows(), {.file = file, .environment = false}, &error).code(),
+              Code::invalid_argument)
+        << text;
+    EXPECT_FALSE(error.empty());
+  }
+}
+
 TEST(Settings, BooleansAreRealAndTheOwnNameBeatsTheAlias) {
   const auto table = rows();
   for (const auto& [text, expected] : std::vector<std::pair<const char*, bool>>{{"True", true},
