@@ -247,8 +247,8 @@ void EngineImpl::look_for_rank(const Peer& peer, TransferState& transfer, RailSe
     }
     for (const MemoryHandle handle : transfer.remotes) {
       const auto memory = peer.memories.find(handle.value);
-      const auto state = memory == peer.memories.end() ? PeerMemory::State::refused
-                                                       : memory->second.ways[i].state;
+      const auto state =
+          memory == peer.memories.end() ? PeerMemory::State::refused : memory->second.ways[i].state;
       usable = usable && state != PeerMemory::State::refused;
       pending = pending || state == PeerMemory::State::pending;
     }
