@@ -6,7 +6,7 @@ build=(g++ cmake ninja-build ccache pkg-config ca-certificates python3
   libboost1.81-dev libboost-json1.81-dev libboost-system1.81-dev libboost-url1.81-dev libssl-dev
   libcli11-dev libxxhash-dev libtomlplusplus-dev libspdlog-dev libfmt-dev libhwloc-dev libfabric-dev libibverbs-dev
   libucx-dev)
-tests=(libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev liburing-dev clang-14
+tests=(python3-numpy python3-venv libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev liburing-dev clang-14
   clang-tidy-14 clang-format-14 libclang-rt-14-dev iproute2 curl git openssl etcd-server
   qemu-system-x86 busybox-static cpio kmod xz-utils ibverbs-providers)
 
