@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the build tree KVL_BUILD into a folder of its own and uses it as a stranger would.
-#   check.sh install | cmake | pkg_config | readme | worker
+#   check.sh install | cmake | pkg_config | readme | worker | c
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -80,7 +80,17 @@ check_worker() {
   "$work/worker/kvlane-worker" --help
 }
 
+# A C program, and the README's Python example, need the shared library and nothing else.
+check_c() {
+  cc -std=c11 -Wall -Wextra -Werror -I"$prefix/include" "$root/tests/kvcache/capi/capi_test.c" \
+    -L"$prefix/$KVL_LIBDIR" -lkvlane -o "$work/capi"
+  LD_LIBRARY_PATH=$prefix/$KVL_LIBDIR "$work/capi"
+  sed -n '/^```python$/,/^```$/p' "$root/README.md" | sed '/^```/d' >"$work/readme.py"
+  KVLANE_LIBRARY=$prefix/$KVL_LIBDIR/libkvlane.so.1 PYTHONPATH=$root/kvcache/python \
+    python3 -B "$work/readme.py"
+}
+
 case "${1:-}" in
-  install | cmake | pkg_config | readme | worker) "check_$1" ;;
+  install | cmake | pkg_config | readme | worker | c) "check_$1" ;;
   *) fail "no check is called '${1:-}'" ;;
 esac

@@ -13,6 +13,7 @@ MAY_INCLUDE = {
     "pages": {"base"},
     "handoff": {"pages", "core", "interface", "base"},
     "bootstrap": {"base"},
+    "binding": {"core", "interface", "base"},
     "router": {"bootstrap", "base"},
     "programs": {
         "router",
@@ -27,6 +28,7 @@ MAY_INCLUDE = {
         "worker",
     },
     "tests": {
+        "binding",
         "programs",
         "worker",
         "router",
@@ -51,6 +53,7 @@ HEADERS = {
     "transport/include/kvl/engine.h": "core",
     "kvcache/include/kvl/handoff.h": "handoff",
     "kvcache/include/kvl/bootstrap_client.h": "bootstrap",
+    "kvcache/include/kvl/kvl.h": "binding",
 }
 FOLDERS = [
     ("transport/include/", "base"),
@@ -59,6 +62,7 @@ FOLDERS = [
     ("transport/fabric/", "fabric"),
     ("kvcache/handoff/", "handoff"),
     ("kvcache/bootstrap/", "bootstrap"),
+    ("kvcache/capi/", "binding"),
     ("kvcache/", "pages"),
     ("router/", "router"),
     ("tools/worker/", "worker"),
