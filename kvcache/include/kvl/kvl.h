@@ -1,14 +1,16 @@
 /* kvlane for C and for languages that speak C: the engine behind opaque handles.
  *
- *   open an engine, register memory, connect to a peer's address, submit transfers of many blocks in
- *   one call, poll events.
+ *   open an engine, register memory, connect to a peer's address, submit transfers of many blocks
+ * in one call, poll events.
  *
  * Link with libkvlane.so. The interface only grows: structures begin with their own size, which the
  * caller sets (KVL_SIZED), and fields are added at their ends. No function throws, and none keeps a
  * pointer to its arguments unless it says so. Every function may be called by any thread, but
- * kvl_poll() and what it returned by one at a time for each engine; a thread that waits holds no lock.
+ * kvl_poll() and what it returned by one at a time for each engine; a thread that waits holds no
+ * lock.
  *
- * Functions that can fail return a kvl_code; what went wrong stands in kvl_error() of the same thread.
+ * Functions that can fail return a kvl_code; what went wrong stands in kvl_error() of the same
+ * thread.
  */
 #ifndef KVL_KVL_H
 #define KVL_KVL_H
@@ -28,7 +30,8 @@ extern "C" {
 
 #define KVL_ABI 1
 /* kvl_transfer transfer = KVL_SIZED(kvl_transfer); zero but for its size. */
-#define KVL_SIZED(type) {.size = sizeof(type)}
+#define KVL_SIZED(type) \
+  { .size = sizeof(type) }
 
 /* KVL_ABI of the library, not of the header. */
 KVL_API uint32_t kvl_abi(void);
@@ -72,7 +75,8 @@ typedef struct {
 
 /* `options` may be null. */
 KVL_API kvl_code kvl_engine_open(const kvl_engine_options* options, kvl_engine** engine);
-/* Open transfers end without an event; returns when nothing can touch memory any more. Null: nothing. */
+/* Open transfers end without an event; returns when nothing can touch memory any more. Null:
+ * nothing. */
 KVL_API void kvl_engine_close(kvl_engine* engine);
 
 /* What peers pass to kvl_connect(). Writes at most `room` bytes with the final zero; returns the
@@ -92,9 +96,9 @@ typedef struct {
   size_t size;
   void* data;
   uint64_t bytes;
-  uint32_t kind;   /* KVL_HOST, KVL_CUDA */
-  int32_t device;  /* CUDA ordinal */
-  uint32_t access; /* KVL_REMOTE_...: what peers may do */
+  uint32_t kind;     /* KVL_HOST, KVL_CUDA */
+  int32_t device;    /* CUDA ordinal */
+  uint32_t access;   /* KVL_REMOTE_...: what peers may do */
   int32_t is_shared; /* not 0: shared_fd is the memfd behind it */
   int32_t shared_fd;
   uint64_t shared_offset; /* of data; a multiple of the page size */
@@ -102,7 +106,8 @@ typedef struct {
 
 /* The memory stays the caller's and mapped until it is deregistered. `handle` names it here and, as
  * a plain number, for peers. */
-KVL_API kvl_code kvl_memory_register(kvl_engine* engine, const kvl_memory* memory, uint64_t* handle);
+KVL_API kvl_code kvl_memory_register(kvl_engine* engine, const kvl_memory* memory,
+                                     uint64_t* handle);
 /* KVL_EXHAUSTED while a transfer of ours uses it. After return no peer can reach it. */
 KVL_API kvl_code kvl_memory_deregister(kvl_engine* engine, uint64_t handle);
 
@@ -139,9 +144,9 @@ enum { KVL_WRITE = 0, KVL_READ = 1 };
 #define KVL_NOTE_BYTES_MAX 24
 
 /* `count` blocks, block i from local_offsets[i] of one of `locals` to remote_offsets[i] of one of
- * `remotes` (KVL_WRITE), or the other way round (KVL_READ). Neighbours are merged. All is copied: the
- * arrays may be reused on return; the memory itself not before the event. A block that lies beyond its
- * memory ends the transfer with KVL_INVALID_ARGUMENT. A note may come without blocks. */
+ * `remotes` (KVL_WRITE), or the other way round (KVL_READ). Neighbours are merged. All is copied:
+ * the arrays may be reused on return; the memory itself not before the event. A block that lies
+ * beyond its memory ends the transfer with KVL_INVALID_ARGUMENT. A note may come without blocks. */
 typedef struct {
   size_t size;
   uint64_t peer;
@@ -149,11 +154,11 @@ typedef struct {
   uint64_t count;
   const uint64_t* local_offsets;
   const uint64_t* remote_offsets;
-  const uint64_t* bytes;      /* of each block; null: block_bytes */
+  const uint64_t* bytes; /* of each block; null: block_bytes */
   uint64_t block_bytes;
-  const uint64_t* locals;     /* handles of ours */
+  const uint64_t* locals; /* handles of ours */
   size_t local_count;
-  const uint64_t* remotes;    /* handles of the peer's */
+  const uint64_t* remotes; /* handles of the peer's */
   size_t remote_count;
   const uint32_t* local_index;  /* of each block, in locals; null: 0 */
   const uint32_t* remote_index; /* in remotes; null: 0 */
@@ -171,12 +176,12 @@ KVL_API kvl_code kvl_cancel(kvl_engine* engine, uint64_t id, int64_t deadline_ms
 /* ---- events */
 
 enum {
-  KVL_TRANSFER = 0,  /* exactly one for each kvl_submit() that returned KVL_OK */
-  KVL_PROVEN = 1,    /* it ended quarantined, and no byte of it can land any more */
-  KVL_NOTE = 2,      /* data */
-  KVL_MESSAGE = 3,   /* data */
-  KVL_PEER_UP = 4,   /* epoch */
-  KVL_PEER_DOWN = 5  /* epoch, code, fenced: no byte of that epoch can land here any more */
+  KVL_TRANSFER = 0, /* exactly one for each kvl_submit() that returned KVL_OK */
+  KVL_PROVEN = 1,   /* it ended quarantined, and no byte of it can land any more */
+  KVL_NOTE = 2,     /* data */
+  KVL_MESSAGE = 3,  /* data */
+  KVL_PEER_UP = 4,  /* epoch */
+  KVL_PEER_DOWN = 5 /* epoch, code, fenced: no byte of that epoch can land here any more */
 };
 
 typedef struct {

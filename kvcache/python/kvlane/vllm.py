@@ -336,8 +336,12 @@ class _Worker:
         with self._lock:
             peer = self._peer(event.peer)
             peer.up, peer.asked, peer.caches = False, False, None
+            # What it is still reading it gives up after transfer_s: no block is free before.
+            until = time.monotonic() + self.config.transfer_s
             for request in list(peer.pins):
-                self._unpin(event.peer, request)  # the lease itself goes on
+                self._unpin(event.peer, request)
+                if request in self._leases:
+                    self._leases[request] = max(self._leases[request], until)
             # Those with a transfer hear of it by its own event.
             for reading in [r for r in self._readings.values() if r.peer == event.peer]:
                 if not reading.transfer:
