@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "kvl/log.h"
 #include "router/http/message.h"
@@ -83,7 +84,7 @@ WorkerFault fault_of(Code code) {
 }
 
 Fleet::Fleet(FleetOptions options, const Clock& clock)
-    : options_(options), clock_(clock), workers_(std::make_shared<WorkerSet>()) {}
+    : options_(std::move(options)), clock_(clock), workers_(std::make_shared<WorkerSet>()) {}
 
 std::shared_ptr<const WorkerSet> Fleet::workers() const {
   const std::lock_guard lock(mutex_);
