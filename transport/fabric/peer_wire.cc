@@ -113,7 +113,7 @@ bool decode(std::span<const std::byte> bytes, PeerMessage& message) {
   std::memcpy(&message, bytes.data(), sizeof(message));
   const auto type = static_cast<std::uint8_t>(message.type);
   return message.magic == PeerMessage::kMagic && message.version == kPeerWireVersion && type >= 1 &&
-         type <= static_cast<std::uint8_t>(MessageType::clear) &&
+         type <= static_cast<std::uint8_t>(MessageType::quiet) &&
          message.note_bytes <= kNoteBytesMax &&
          (message.type == MessageType::note) == (message.note_bytes > 0);
 }

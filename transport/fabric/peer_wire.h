@@ -59,6 +59,8 @@ enum class MessageType : std::uint8_t {
   goodbye = 4,  // the sender closes; over the control channel where there is one
   nothing = 5,
   clear = 6,  // over the control channel: no operation from before this session is under way
+  quiet = 7,  // over the control channel: nothing of the sender's is under way, nor will be until
+              // one of the two has said its address again; `value`: how many messages it has sent
 };
 inline constexpr std::uint64_t kHelloHeard = 1;  // I have heard you
 inline constexpr std::uint64_t kHelloUp = 2;     // … and you me

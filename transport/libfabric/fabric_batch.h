@@ -29,6 +29,7 @@ struct Operation {
   std::uint64_t bytes = 0;
   std::uint32_t batch = kNoSlot;
   std::uint32_t next = kNoSlot, previous = kNoSlot;
+  std::uint32_t moves = 0;  // of its peer, when it was posted
   Kind kind = Kind::message;
   bool used = false;
 };
@@ -61,6 +62,16 @@ struct Peer {
   std::uint32_t batches_open = 0;  // without their event
   std::uint32_t operations = 0;    // under way
   std::deque<Owed> owed;
+
+  // When one of the two changes its address (fabric_move.cc). `held`: nothing is posted for it.
+  bool held = false, said_quiet = false, heard_quiet = false;
+  std::uint64_t messages_sent = 0, messages_taken = 0;  // those whose loss would be one
+  std::uint64_t messages_due = 0;                       // sent by the other side when it fell quiet
+  std::uint32_t moves = 0;
+  std::uint32_t endpoint_told = UINT32_MAX;  // of which its last offer was
+
+  // Neither side has anything under way, and what the other has sent was taken.
+  bool quiet() const { return operations == 0 && messages_taken >= messages_due; }
 };
 
 }  // namespace kvl::libfabric

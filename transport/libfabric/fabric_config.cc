@@ -23,7 +23,7 @@ std::vector<Setting> settings_rows() {
                                     "how long messages to a closed peer may be under way"),
       setting<&C::give_up_ms>("libfabric.give_up_ms", "ms", 100, 600'000,
                               "operations to a lost peer that have not ended by then are stopped "
-                              "with the endpoint, which costs its other peers as well"),
+                              "with the endpoint; other peers move to a new one"),
       setting<&C::probe_ms>("libfabric.probe_ms", "ms", 10, 60'000,
                             "a peer from which nothing comes is sent an empty message this often; "
                             "it is lost when the provider takes none for twice as long"),

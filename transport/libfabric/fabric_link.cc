@@ -151,11 +151,24 @@ void FabricLink::finish(Peer& peer, std::uint32_t index, Code code) {
 }
 
 bool FabricLink::runnable(const Peer& peer, BatchSlot& slot) {
-  if (peer.state != PeerState::up || slot.ending) return false;
+  if (peer.state != PeerState::up || peer.held || slot.ending) return false;
   slot.started = slot.started || slot.batch.after.ready();
   if (!slot.started) return false;
   if (slot.cursor.done()) return slot.operations == 0;
   return !full();
+}
+
+// What is due to a peer: its hello, what it is to know, its batches, whether it lives.
+void FabricLink::speak(Peer& peer, std::int64_t now_ns, std::uint32_t& budget) {
+  if (peer.accepted && peer.hello_ns <= now_ns) greet(peer, now_ns);
+  while (peer.state == PeerState::up && !peer.owed.empty() &&
+         post_message(peer, peer.owed.front().type, peer.owed.front().value) == Posted::yes) {
+    peer.owed.pop_front();
+  }
+  if (peer.state == PeerState::up && peer.up_announced && !peer.queue.empty()) {
+    run_batches(peer, budget);
+  }
+  if (peer.state == PeerState::up && peer.probe_ns <= now_ns) probe(peer, now_ns);
 }
 
 void FabricLink::run_peers(EventSink& sink) {
@@ -168,16 +181,12 @@ void FabricLink::run_peers(EventSink& sink) {
       say(peer, MessageType::clear, 0);
       peer.said_clear = true;
     }
-    if (peer.accepted && peer.hello_ns <= now_ns) greet(peer, now_ns);
-    while (peer.state == PeerState::up && !peer.owed.empty() &&
-           post_message(peer, peer.owed.front().type, peer.owed.front().value) == Posted::yes) {
-      peer.owed.pop_front();
+    if (peer.held) {
+      step_held(peer);
+    } else {
+      speak(peer, now_ns, budget);
     }
-    if (peer.state == PeerState::up && peer.up_announced && !peer.queue.empty()) {
-      run_batches(peer, budget);
-    }
-    if (peer.state == PeerState::up && peer.probe_ns <= now_ns) probe(peer, now_ns);
-    if (peer.state == PeerState::connecting && peer.deadline_ns <= now_ns) {
+    if ((peer.state == PeerState::connecting || peer.held) && peer.deadline_ns <= now_ns) {
       log(LogLevel::info, "libfabric.no_hello",
           {{"device", device_.name},
            {"code", to_string(Code::timed_out)},
@@ -207,8 +216,8 @@ std::size_t FabricLink::poll(std::span<Event> events) {
     for (std::size_t i = order_.size(); i-- > 0;) {
       if (order_[i]->state == PeerState::closing) step_closing(*order_[i], now_ns, sink);
     }
-    if (std::exchange(give_up_, false)) replace_endpoint();
   }
+  if (give_up_) step_move(context_.clock.now_ns());
   return sink.count;
 }
 
@@ -221,7 +230,7 @@ bool FabricLink::arm() {
       return false;
     }
     if (stalled_) continue;  // next_timer_ns() sees to it
-    if (peer->state == PeerState::up && !peer->owed.empty()) return false;
+    if (peer->state == PeerState::up && !peer->held && !peer->owed.empty()) return false;
     for (std::uint32_t b = peer->queue.head; b != kNoSlot; b = batches_[b].next) {
       if (runnable(*peer, batches_[b])) return false;
     }
@@ -235,7 +244,7 @@ std::int64_t FabricLink::next_timer_ns() const {
   if (wait_fd() < 0 || stalled_ || doorbell_for_ != 0 || !to_post_.empty()) {
     return now_ns + kWatchNs;
   }
-  std::int64_t next = batches_.queued() > 0 ? now_ns + kWatchNs : INT64_MAX;
+  std::int64_t next = batches_.queued() > 0 ? now_ns + kWatchNs : move_until_ns_;
   if (under_way_ > 0) next = std::min(next, now_ns + kProgressNs);
   for (const Peer* peer : order_) {
     const bool late = peer->state == PeerState::closing && peer->deadline_ns <= now_ns;

@@ -5,6 +5,7 @@
 //   fabric_link.cc         batches: post, cancel, poll, sleep
 //   fabric_operations.cc   what is posted, and what has completed
 //   fabric_peers.cc        offers, hello, loss, close
+//   fabric_move.cc         another endpoint: peers that live go with us
 //   fabric_names.cc        memory: add, remove, export, import
 #pragma once
 
@@ -77,6 +78,7 @@ class FabricLink final : public Link {
     return operations_.full() ||
            under_way_bytes_ >= static_cast<std::uint64_t>(config_.inflight_bytes);
   }
+  void speak(Peer& peer, std::int64_t now_ns, std::uint32_t& budget);
   void run_peers(EventSink& sink);
 
   // fabric_operations.cc
@@ -91,8 +93,6 @@ class FabricLink final : public Link {
   void complete(Operation& operation, const fi_cq_err_entry* error);
   void post_receives();
   void take_messages(EventSink& sink);
-  void replace_endpoint();
-  void end_everything();
   void fail_batch(Peer& peer, BatchSlot& slot, Code code);
 
   // fabric_peers.cc
@@ -111,8 +111,20 @@ class FabricLink final : public Link {
   void hear_clear(const Peer& from);
   void forbid(const std::string& address);
   void say_goodbye_to_all();
+  Status settle(Peer& peer, std::span<const std::byte> address);
   Status insert_address(Peer& peer);
   void remove_address(Peer& peer);
+
+  // fabric_move.cc
+  void step_move(std::int64_t now_ns);
+  void step_held(Peer& peer);
+  void hear_quiet(Peer& peer, std::uint64_t messages);
+  void hear_offer(Peer& peer, const PeerOffer& offer);
+  void replace_endpoint();
+  void end_everything();
+  void rejoin(Peer& peer);
+  PeerOffer offer_to(Peer& peer) const;
+  void say_offer(Peer& peer);
 
   // fabric_names.cc
   void queue_forgotten();
@@ -150,13 +162,15 @@ class FabricLink final : public Link {
   std::uint32_t under_way_ = 0;  // operations
   std::uint32_t unsettled_ = 0;  // peers that connect or close
   std::uint64_t under_way_bytes_ = 0;
-  bool give_up_ = false;            // a closing peer's operations will never end
-  bool drained_ = false;            // everything that had arrived by this poll was taken
-  bool stalled_ = false;            // the provider could not take an operation
+  bool give_up_ = false;                    // a closing peer's operations will never end
+  std::int64_t move_until_ns_ = INT64_MAX;  // those who live are asked to be quiet
+  std::uint32_t endpoints_ = 0;             // before this one
+  bool drained_ = false;                    // everything that had arrived by this poll was taken
+  bool stalled_ = false;                    // the provider could not take an operation
   std::uint64_t doorbell_for_ = 0;  // the peer whose last operation said that more would follow
 
   Counter written_bytes_, read_bytes_, notes_sent_, notes_received_;
-  Counter posted_, again_, doorbells_, endpoints_replaced_, peers_up_;
+  Counter posted_, again_, doorbells_, endpoints_replaced_, peers_moved_, peers_up_;
   CountByFault faults_;
   CountByStranger strangers_;
 };

@@ -49,6 +49,9 @@ void FabricLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& label
   metrics.count("kvlane_libfabric_endpoints_replaced_total",
                 "Endpoints closed because operations to a lost peer did not end",
                 endpoints_replaced_);
+  metrics.count("kvlane_libfabric_peers_moved_total",
+                "Peers that went on after one of the two sides had replaced its endpoint",
+                peers_moved_);
   batches_.visit(metrics, "kvlane_libfabric_batches_ok_total",
                  "kvlane_libfabric_batches_failed_total");
   metrics.count("kvlane_libfabric_notes_sent_total", "Notes sent", notes_sent_);

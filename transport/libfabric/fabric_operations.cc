@@ -86,6 +86,7 @@ FabricLink::Posted FabricLink::post_next(Peer& peer, std::uint32_t index, bool m
   const bool write = slot.batch.direction == Direction::write;
   operation.kind = write ? Operation::Kind::write : Operation::Kind::read;
   operation.peer = peer.id.value;
+  operation.moves = peer.moves;
   operation.batch = index;
   operation.bytes = bytes;
   iovec range{local.memory.data + here, bytes};
@@ -153,6 +154,7 @@ FabricLink::Posted FabricLink::post_message(Peer& peer, MessageType type, std::u
   Operation& operation = operations_[number];
   operation.kind = type == MessageType::note ? Operation::Kind::note : Operation::Kind::message;
   operation.peer = peer.id.value;
+  operation.moves = peer.moves;
   operation.batch = batch;
   PeerMessage& message = messages_[number];
   message = message_to(peer.remote, type, value, note);
@@ -164,7 +166,11 @@ FabricLink::Posted FabricLink::post_message(Peer& peer, MessageType type, std::u
   request.iov_count = 1;
   request.addr = peer.address;
   request.context = &operation.context;
-  return outcome(::fi_sendmsg(endpoint_->ep(), &request, FI_COMPLETION), peer, number, false);
+  const Posted posted =
+      outcome(::fi_sendmsg(endpoint_->ep(), &request, FI_COMPLETION), peer, number, false);
+  const bool matters = type == MessageType::note || type == MessageType::forget;
+  if (posted == Posted::yes && matters) ++peer.messages_sent;
+  return posted;
 }
 
 // A run that ended with "more will follow", and then nothing could: anything closes it.
@@ -246,10 +252,12 @@ void FabricLink::complete(Operation& operation, const fi_cq_err_entry* error) {
       finish(*peer, done.batch, slot.ending ? slot.code : Code::ok);
     }
   }
-  if (error != nullptr && fault == Fault::unknown_peer && peer->state == PeerState::connecting) {
-    // Its device turns us away until its Link has taken our offer: said again until the deadline.
+  const bool early = fault == Fault::unknown_peer || peer->moves > 0;
+  if (error != nullptr && early && peer->state == PeerState::connecting) {
+    // Its device turns us away until its Link has taken our offer, or is about to be another one:
+    // said again until the deadline.
     peer->hello_ns = context_.clock.now_ns() + kGreetAgainNs;
-  } else if (error != nullptr && about(fault).peer_lost) {
+  } else if (error != nullptr && about(fault).peer_lost && done.moves == peer->moves) {
     lose(*peer, fault, error->err, error->prov_errno);
   }
 }
@@ -290,41 +298,6 @@ void FabricLink::take_messages(EventSink& sink) {
     --arrived_count_;
     to_post_.push_back(i);
   }
-}
-
-// Some operations never complete, and closing the endpoint is the only way to have their memory
-// back. It costs every peer of this Link; those that live are dialed again, at a new address.
-void FabricLink::replace_endpoint() {
-  log(LogLevel::warning, "libfabric.endpoint_replaced",
-      {{"device", device_.name},
-       {"code", to_string(Code::peer_lost)},
-       {"operations", under_way_},
-       {"hint",
-        "operations to a lost peer did not end in libfabric.give_up_ms: see the provider's "
-        "log (FI_LOG_LEVEL=warn)"}});
-  for (Peer* const peer : order_) begin_close(*peer, Code::peer_lost);
-  for (Peer* const peer : order_) remove_address(*peer);
-  endpoint_->close_ep();
-  end_everything();
-  endpoints_replaced_.add();
-  // Without one offer() tries again: descriptors or memory may be short just now.
-  if (endpoint_->make_ep().ok()) post_receives();
-}
-
-// What has completed is in the queue; everything else was stopped with its endpoint.
-void FabricLink::end_everything() {
-  do {
-    drain_completions();
-  } while (!drained_ && under_way_ > 0);
-  fi_cq_err_entry stopped{};
-  stopped.err = FI_ECANCELED;
-  for (std::uint32_t i = 0; i < operations_.size(); ++i) {
-    if (operations_[i].used) complete(operations_[i], &stopped);
-  }
-  for (std::uint32_t i = 0; i < endpoint_->rx_depth(); ++i) {
-    if (std::exchange(receives_[i].used, false)) to_post_.push_back(i);
-  }
-  doorbell_for_ = 0;
 }
 
 }  // namespace kvl::libfabric

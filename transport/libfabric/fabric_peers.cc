@@ -29,13 +29,10 @@ Result<PeerId> FabricLink::open_peer(PeerRole role) {
 }
 
 Result<Blob> FabricLink::offer(PeerId id) {
-  const Peer* const peer = find_peer(id);
+  Peer* const peer = find_peer(id);
   if (peer == nullptr) return Status{Code::invalid_argument, "stale peer"};
   if (endpoint_->ep() == nullptr) KVL_TRY(endpoint_->make_ep());
-  PeerOffer offer;
-  offer.token = peer->token;
-  offer.address = endpoint_->address();
-  return encode(offer);
+  return encode(offer_to(*peer));
 }
 
 Status FabricLink::accept(PeerId id, std::span<const std::byte> remote_offer) {
@@ -46,12 +43,7 @@ Status FabricLink::accept(PeerId id, std::span<const std::byte> remote_offer) {
   if (endpoint_->ep() == nullptr) return {Code::unavailable, "no libfabric endpoint just now"};
   Result<PeerOffer> offer = decode_offer(remote_offer, kAddressBytesMax);
   if (!offer.ok()) return offer.status();
-  const std::string address(reinterpret_cast<const char*>(offer->address.data()),
-                            offer->address.size());
-  const bool forbidden =
-      std::find(forbidden_.begin(), forbidden_.end(), address) != forbidden_.end();
-  peer->address_bytes = address;
-  if (!forbidden) KVL_TRY(insert_address(*peer));
+  KVL_TRY(settle(*peer, offer->address));
   peer->remote = offer->token;
   peer->accepted = true;
   peer->state = PeerState::connecting;
@@ -62,7 +54,17 @@ Status FabricLink::accept(PeerId id, std::span<const std::byte> remote_offer) {
   if (peer->address != FI_ADDR_UNSPEC && (peer->role == PeerRole::active || peer->heard)) {
     peer->hello_ns = now_ns;
   }
+  // It was told where we were before.
+  if (peer->endpoint_told != UINT32_MAX && peer->endpoint_told != endpoints_) say_offer(*peer);
   return {};
+}
+
+// Where the peer is from now on. A forbidden address waits for the other side's word.
+Status FabricLink::settle(Peer& peer, std::span<const std::byte> address) {
+  peer.address_bytes.assign(reinterpret_cast<const char*>(address.data()), address.size());
+  const bool forbidden =
+      std::find(forbidden_.begin(), forbidden_.end(), peer.address_bytes) != forbidden_.end();
+  return forbidden ? Status{} : insert_address(peer);
 }
 
 // No operation of an earlier session is under way to that address, nor will there be one.
@@ -195,8 +197,10 @@ bool FabricLink::take_message(const PeerMessage& message, EventSink& sink) {
         event.note_bytes = message.note_bytes;
       }
       notes_received_.add();
+      ++peer->messages_taken;
       return true;
     case MessageType::forget:
+      ++peer->messages_taken;
       remotes_.forget(peer->id, message.value);
       return true;
     case MessageType::goodbye:
@@ -204,6 +208,7 @@ bool FabricLink::take_message(const PeerMessage& message, EventSink& sink) {
       return true;
     case MessageType::nothing:
     case MessageType::clear:
+    case MessageType::quiet:
       return true;
   }
   return true;
@@ -211,19 +216,22 @@ bool FabricLink::take_message(const PeerMessage& message, EventSink& sink) {
 
 void FabricLink::on_control(PeerId id, std::span<const std::byte> bytes) {
   Peer* const peer = find_peer(id);
+  if (peer == nullptr) return;
+  if (const Result<PeerOffer> offer = decode_offer(bytes, kAddressBytesMax); offer.ok()) {
+    return hear_offer(*peer, *offer);
+  }
   PeerMessage message;
-  const bool known = peer != nullptr && decode(bytes, message) &&
-                     (message.type == MessageType::goodbye || message.type == MessageType::clear);
-  if (!known || !is_for(message, peer->token)) {
-    if (peer != nullptr) strangers_[static_cast<std::size_t>(Stranger::malformed)].add();
-    return;
-  }
-  if (message.type == MessageType::clear) {
+  const bool known = decode(bytes, message) && is_for(message, peer->token);
+  if (known && message.type == MessageType::goodbye) {
+    peer->released = peer->released || message.value == kGoodbyeReleased;
+    begin_close(*peer, Code::peer_lost);
+  } else if (known && message.type == MessageType::clear) {
     if (peer->state == PeerState::connecting) hear_clear(*peer);
-    return;
+  } else if (known && message.type == MessageType::quiet) {
+    hear_quiet(*peer, message.value);
+  } else {
+    strangers_[static_cast<std::size_t>(Stranger::malformed)].add();
   }
-  peer->released = peer->released || message.value == kGoodbyeReleased;
-  begin_close(*peer, Code::peer_lost);
 }
 
 void FabricLink::close_peer(PeerId id) {

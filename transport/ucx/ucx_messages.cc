@@ -77,6 +77,7 @@ bool UcxLink::take_message(const PeerMessage& message, EventSink& sink) {
       return true;
     case MessageType::nothing:
     case MessageType::clear:
+    case MessageType::quiet:
       return true;
   }
   return true;

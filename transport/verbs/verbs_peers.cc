@@ -138,6 +138,7 @@ bool VerbsLink::take_message(const PeerMessage& message, std::uint32_t queue_pai
       return true;
     case MessageType::nothing:
     case MessageType::clear:
+    case MessageType::quiet:
       return true;
   }
   return true;
