@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "tools/doctor/checks.h"
+#include "transport/libfabric/fabric_places.h"
 
 namespace kvl::tools {
 
@@ -13,12 +14,7 @@ struct FabricPlaces {
   std::string sys = "/sys", dev = "/dev";
   std::string meminfo = "/proc/meminfo";
   // libfabric.so.1, in the order in which kvlane looks for it.
-  std::vector<std::string> libfabrics{"/opt/amazon/efa/lib/libfabric.so.1",
-                                      "/opt/amazon/efa/lib64/libfabric.so.1",
-                                      "/usr/lib/x86_64-linux-gnu/libfabric.so.1",
-                                      "/usr/lib/aarch64-linux-gnu/libfabric.so.1",
-                                      "/usr/lib64/libfabric.so.1",
-                                      "/usr/local/lib/libfabric.so.1"};
+  std::vector<std::string> libfabrics = libfabric::library_files();
 };
 
 // Nothing on a host that has no such device. `locked_bytes`: that a process may lock; UINT64_MAX:

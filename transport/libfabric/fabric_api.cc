@@ -5,6 +5,8 @@
 
 #include <vector>
 
+#include "transport/libfabric/fabric_places.h"
+
 namespace kvl::libfabric {
 namespace {
 
@@ -21,11 +23,8 @@ bool find(void* library, const char* name, const char* version, F& function) {
 }  // namespace
 
 Result<FabricApi> load_fabric_api(const std::string& path, std::string* why) {
-  std::vector<std::string> places{path};
-  if (path.empty()) {
-    places = {"/opt/amazon/efa/lib/libfabric.so.1", "/opt/amazon/efa/lib64/libfabric.so.1",
-              "libfabric.so.1"};
-  }
+  const std::vector<std::string> places =
+      path.empty() ? library_names() : std::vector<std::string>{path};
   void* library = nullptr;
   for (const std::string& place : places) {
     library = ::dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);
