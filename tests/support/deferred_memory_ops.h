@@ -38,7 +38,7 @@ class DeviceMemory {
       data = ::mmap(nullptr, bytes_, PROT_NONE, MAP_SHARED, fd, 0);
       shadow = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     }
-    ::close(fd);
+    fd_ = fd;
     if (data == MAP_FAILED || shadow == MAP_FAILED) std::abort();
     data_ = static_cast<std::byte*>(data);
     shadow_ = static_cast<std::byte*>(shadow);
@@ -52,6 +52,7 @@ class DeviceMemory {
     }
     ::munmap(data_, bytes_);
     ::munmap(shadow_, bytes_);
+    ::close(fd_);
   }
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
@@ -59,6 +60,8 @@ class DeviceMemory {
   std::byte* data() const { return data_; }
   std::byte* shadow() const { return shadow_; }
   std::uint64_t bytes() const { return bytes_; }
+  // In the place of a dmabuf, for a pretended NIC.
+  int dmabuf() const { return fd_; }
   Memory memory(Access access = Access::local) const {
     return {data_, bytes_, MemoryKind::cuda, 0, access, -1, 0};
   }
@@ -87,6 +90,7 @@ class DeviceMemory {
   std::byte* data_ = nullptr;
   std::byte* shadow_ = nullptr;
   std::uint64_t bytes_ = 0;
+  int fd_ = -1;
 };
 
 struct DeferredMemoryOpsOptions {

@@ -60,7 +60,8 @@ Result<PeerOffer> decode_offer(std::span<const std::byte> blob, std::size_t addr
 Blob encode(const RemoteName& name, const PeerToken& owner) {
   WireWriter out;
   out.put(kNameMagic).put(kPeerWireVersion).put(name.access).put(name.serial).put(name.key);
-  out.put(name.base).put(name.bytes);
+  out.put(name.base).put(name.bytes).put(name.part_bytes);
+  for (const std::uint64_t key : name.more_keys) out.put(key);
   return seal(out.view(), owner);
 }
 
@@ -74,6 +75,14 @@ Result<RemoteName> decode_name(std::span<const std::byte> blob) {
   name.key = in.get<std::uint64_t>();
   name.base = in.get<std::uint64_t>();
   name.bytes = in.get<std::uint64_t>();
+  name.part_bytes = in.get<std::uint64_t>();
+  if (name.part_bytes != 0) {
+    const std::uint64_t more = name.bytes == 0 ? 0 : (name.bytes - 1) / name.part_bytes;
+    if (name.part_bytes < kPartBytesMin || more == 0 || more >= kPartsMax) {
+      return Status{Code::invalid_argument, "a name of memory in impossible parts"};
+    }
+    for (std::uint64_t i = 0; i < more; ++i) name.more_keys.push_back(in.get<std::uint64_t>());
+  }
   in.raw(kSealBytes);
   std::uint64_t end = 0;
   if (!known || !in.finished() || static_cast<std::uint8_t>(name.access) > 3 || name.bytes == 0 ||
@@ -113,7 +122,7 @@ bool decode(std::span<const std::byte> bytes, PeerMessage& message) {
   std::memcpy(&message, bytes.data(), sizeof(message));
   const auto type = static_cast<std::uint8_t>(message.type);
   return message.magic == PeerMessage::kMagic && message.version == kPeerWireVersion && type >= 1 &&
-         type <= static_cast<std::uint8_t>(MessageType::quiet) &&
+         type <= static_cast<std::uint8_t>(MessageType::freed) &&
          message.note_bytes <= kNoteBytesMax &&
          (message.type == MessageType::note) == (message.note_bytes > 0);
 }

@@ -40,13 +40,29 @@ inline constexpr std::size_t kSealBytes = 16;
 Blob seal(std::span<const std::byte> name, const PeerToken& owner);
 bool sealed_by(std::span<const std::byte> blob, const PeerToken& owner);
 
-// A registration, as the peer needs it for its operations.
+// One memory, as the peer needs it for its operations: a registration, or several that lie side by
+// side where no device takes so much at once.
+inline constexpr std::uint64_t kPartBytesMin = 1 << 20;
+inline constexpr std::uint64_t kPartsMax = 4096;
 struct RemoteName {
   Access access = Access::local;
   std::uint64_t serial = 0;  // of the owner; never used twice
   std::uint64_t key = 0;
-  std::uint64_t base = 0;  // 0 where the fabric counts from the beginning of the memory
+  std::uint64_t base = 0;  // 0 where the fabric counts from the beginning of a registration
   std::uint64_t bytes = 0;
+  std::uint64_t part_bytes = 0;          // of each registration but the last; 0: there is one
+  std::vector<std::uint64_t> more_keys;  // of the second, third, …
+
+  std::uint64_t key_at(std::uint64_t offset) const {
+    return part_bytes == 0 || offset < part_bytes ? key : more_keys[offset / part_bytes - 1];
+  }
+  std::uint64_t address_at(std::uint64_t offset) const {
+    return base != 0 || part_bytes == 0 ? base + offset : offset % part_bytes;
+  }
+  // How much of one registration follows.
+  std::uint64_t stretch_at(std::uint64_t offset) const {
+    return part_bytes == 0 ? bytes - offset : part_bytes - offset % part_bytes;
+  }
 };
 // Sealed.
 Blob encode(const RemoteName& name, const PeerToken& owner);
@@ -61,6 +77,10 @@ enum class MessageType : std::uint8_t {
   clear = 6,  // over the control channel: no operation from before this session is under way
   quiet = 7,  // over the control channel: nothing of the sender's is under way, nor will be until
               // one of the two has said its address again; `value`: how many messages it has sent
+  // Where immediates are counted (a note's `value` says how many of which slot come before it):
+  grant = 8,    // `value`: the channel that the receiver's immediates may carry
+  uncount = 9,  // `value` as a note's: no note follows them
+  freed = 10,   // `value`: bits of the slots that the receiver may use again
 };
 inline constexpr std::uint64_t kHelloHeard = 1;  // I have heard you
 inline constexpr std::uint64_t kHelloUp = 2;     // … and you me

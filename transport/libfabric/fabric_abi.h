@@ -31,6 +31,22 @@ struct MrAttributes {
 static_assert(offsetof(CqError, tail) == sizeof(fi_cq_err_entry));
 static_assert(offsetof(MrAttributes, tail) == sizeof(fi_mr_attr));
 
+// Registration by a dmabuf instead of by an address, where fi_mr_attr has its iovec.
+struct MrDmabuf {
+  int fd;
+  std::uint64_t offset;
+  std::size_t bytes;
+  void* base;  // address of the dmabuf's beginning
+};
+struct NewMrFlag {
+  std::uint32_t since;
+  std::uint64_t flag;
+};
+inline constexpr NewMrFlag kMrDmabuf{FI_VERSION(1, 20), std::uint64_t{1} << 40};
+inline void set_dmabuf(MrAttributes& attributes, const MrDmabuf& dmabuf) {
+  attributes.known.mr_iov = reinterpret_cast<const iovec*>(&dmabuf);  // a union in newer headers
+}
+
 // Options of an endpoint, and the version of the library that has them.
 struct NewOption {
   std::uint32_t since;

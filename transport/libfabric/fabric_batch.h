@@ -1,9 +1,12 @@
 // What is under way: batches, the operations that they are made of, and peers.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <string>
+#include <vector>
 
 #include "kvl/transport.h"
 #include "transport/base/slot_pool.h"
@@ -19,6 +22,10 @@ struct BatchSlot : PostedBatch {
   std::uint32_t local_region = UINT32_MAX;  // that `local` is of
   const LocalMemory* local = nullptr;       // held by the batch: looked up once, not once a page
   std::uint32_t operations = 0;  // under way; nothing is said of memory before they have ended
+  // Its writes carry immediates of this slot: how many were posted, and how many completed well.
+  std::uint32_t count_slot = kNoSlot;
+  std::uint32_t counted = 0, counted_ok = 0;
+  bool looked_at = false;  // whether they are to
 };
 
 // One operation of the provider, which writes to `context` while it is under way.
@@ -32,6 +39,15 @@ struct Operation {
   std::uint32_t moves = 0;  // of its peer, when it was posted
   Kind kind = Kind::message;
   bool used = false;
+};
+
+// What a peer's immediates of one slot add up to, and the note that waits for them.
+struct Counted {
+  std::uint32_t arrived = 0, due = 0;
+  bool said = false;  // how many are due
+  std::uint8_t note_bytes = 0;
+  std::array<std::byte, kNoteBytesMax> note{};
+  bool complete() const { return said && arrived >= due; }
 };
 
 struct Peer {
@@ -63,6 +79,14 @@ struct Peer {
   std::uint32_t operations = 0;    // under way
   std::deque<Owed> owed;
 
+  // Notes that wait for immediates (fabric_counts.cc): ours to the peer, and the peer's to us.
+  std::uint32_t channel = kNoChannel;  // as the peer has said
+  std::uint32_t free_slots = 0;        // bits
+  std::uint32_t own_channel = kNoChannel;
+  bool said_grant = false;
+  std::vector<Counted> slots;
+  std::uint32_t freed = 0;  // bits; to be told
+
   // When one of the two changes its address (fabric_move.cc). `held`: nothing is posted for it.
   bool held = false, said_quiet = false, heard_quiet = false;
   std::uint64_t messages_sent = 0, messages_taken = 0;  // those whose loss would be one
@@ -71,7 +95,11 @@ struct Peer {
   std::uint32_t endpoint_told = UINT32_MAX;  // of which its last offer was
 
   // Neither side has anything under way, and what the other has sent was taken.
-  bool quiet() const { return operations == 0 && messages_taken >= messages_due; }
+  bool quiet() const {
+    const auto waits = [](const Counted& counted) { return counted.said && !counted.complete(); };
+    return operations == 0 && messages_taken >= messages_due &&
+           std::none_of(slots.begin(), slots.end(), waits);
+  }
 };
 
 }  // namespace kvl::libfabric

@@ -1,6 +1,8 @@
 // One row per setting of the libfabric transport.
 #include "transport/libfabric/fabric_config.h"
 
+#include "transport/libfabric/fabric_wire.h"
+
 namespace kvl::libfabric {
 
 std::vector<Setting> settings_rows() {
@@ -10,8 +12,8 @@ std::vector<Setting> settings_rows() {
                            "file of libfabric.so.1; empty: that of the EFA installer, then the "
                            "system's"),
       setting<&C::providers>("libfabric.providers", "", 0, 0,
-                             "comma list of providers that may be used: efa, and the software ones "
-                             "tcp and shm for tests; require=libfabric:NAME adds one"),
+                             "comma list of providers that may be used: efa, and tcp and verbs for "
+                             "tests; require=libfabric:NAME adds one"),
       setting<&C::hmem>("libfabric.hmem", "", 0, 0,
                         "register memory of GPUs with the NIC (FI_HMEM)"),
       setting<&C::emulated>("libfabric.emulated", "", 0, 0,
@@ -35,6 +37,15 @@ std::vector<Setting> settings_rows() {
                             "operations under way at most, where the provider allows as many"),
       setting<&C::rx_depth>("libfabric.rx_depth", "", 16, 4096,
                             "receive buffers for messages of peers"),
+      setting<&C::counted_ops>("libfabric.counted_ops", "", 0, kCountMax,
+                               "the note of a batch of so many writes at most does not wait for "
+                               "them: the target counts the immediates that they carry"),
+      setting<&C::immediates>("libfabric.immediates", "", 0, 65536,
+                              "room in the completion queue for immediates of peers, 128 for each "
+                              "while there is any; 0: none are used"),
+      setting<&C::mr_bytes>("libfabric.mr_bytes", "bytes", 0, 1LL << 44,
+                            "longer memory is registered in parts; 0: only when the device does "
+                            "not take it whole"),
       setting<&C::batches_inflight_max>("libfabric.batches_inflight_max", "", 1, 65536,
                                         "post() answers exhausted beyond"),
   };

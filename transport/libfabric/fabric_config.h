@@ -22,6 +22,9 @@ struct FabricConfig {
   std::int64_t inflight_bytes = 8 << 20;
   std::int64_t tx_depth = 1024;
   std::int64_t rx_depth = 256;
+  std::int64_t counted_ops = 16;
+  std::int64_t immediates = 4096;
+  std::int64_t mr_bytes = 0;  // 0: whatever the device takes
   std::int64_t batches_inflight_max = 1024;
 };
 

@@ -1,11 +1,8 @@
 // Asking fi_getinfo, most wanted first.
 #include "transport/libfabric/fabric_device.h"
 
-#include <unistd.h>
-
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <set>
 
 namespace kvl::libfabric {
@@ -19,6 +16,23 @@ struct Attempt {
 };
 
 std::string text(const char* chars) { return chars == nullptr ? "" : chars; }
+
+// Providers that do not keep what a Link promises, and so are not taken whoever asks.
+struct Refused {
+  std::string_view provider, why;
+};
+constexpr Refused kRefused[] = {
+    {"shm",
+     "it loses completions of small pieces and faults when an endpoint of its own process closes: "
+     "the transport shm serves one host"},
+};
+
+std::string_view why_refused(std::string_view provider) {
+  for (const Refused& refused : kRefused) {
+    if (refused.provider == provider) return refused.why;
+  }
+  return "";
+}
 
 // The first that is answered is taken.
 std::vector<Attempt> attempts(const std::string& provider) {
@@ -53,12 +67,6 @@ InfoPtr ask(const FabricApi& api, const FabricConfig& config, const std::string&
 // Whom such a device can reach.
 std::string domain_of(const std::string& provider, const fi_info& info) {
   const std::string whole = text(info.fabric_attr->prov_name);
-  if (provider == "shm") {
-    std::ifstream file("/proc/sys/kernel/random/boot_id");
-    std::string boot;
-    file >> boot;
-    return whole + "/" + boot + "/uid" + std::to_string(::geteuid());
-  }
   // The name of a tcp fabric is a subnet, and there are ways between subnets.
   if (provider == "tcp") return whole + "/ip";
   return whole + "/" + text(info.fabric_attr->name);
@@ -71,9 +79,8 @@ Device describe(const FabricConfig& config, const std::string& provider, const f
   const bool direct = provider == "efa" && fabric.starts_with("efa-direct");
   device.name = (direct ? "efa-direct" : provider) + "-" + text(info.domain_attr->name);
   device.domain = domain_of(provider, info);
-  device.caps = Cap::write | Cap::read | Cap::notify | Cap::host_memory;
+  device.caps = Cap::write | Cap::read | Cap::notify | Cap::host_memory | Cap::inter_node;
   if (config.hmem) device.caps = device.caps | Cap::cuda_memory;
-  if (provider != "shm") device.caps = device.caps | Cap::inter_node;
   device.limits.batches_inflight_max = static_cast<std::uint32_t>(config.batches_inflight_max);
   // An EFA refuses who is not in the address vector. Of the others nothing is known.
   device.fence = provider == "efa" ? Fence::av_remove : Fence::none;
@@ -100,6 +107,7 @@ void take(const FabricConfig& config, const std::string& provider, const FabricA
     found.efa = provider == "efa";
     found.direct = direct;
     found.delivery_complete = delivery_complete;
+    found.immediates = info->domain_attr->cq_data_size >= 4 && (info->mode & FI_RX_CQ_DATA) == 0;
     (provider == "tcp" && name == "lo" ? loopback : devices).push_back(std::move(found));
   }
   if (devices.size() == before) {
@@ -114,6 +122,11 @@ std::vector<FoundDevice> find_devices(const FabricApi& api, const FabricConfig& 
   std::vector<FoundDevice> devices;
   why->clear();
   for (const std::string& provider : providers) {
+    if (const std::string_view reason = why_refused(provider); !reason.empty()) {
+      *why += (why->empty() ? "" : "; ") + ("libfabric's provider " + provider) +
+              " is not used: " + std::string(reason);
+      continue;
+    }
     InfoPtr list;
     int error = 0;
     bool delivery_complete = false, direct = false;

@@ -25,6 +25,8 @@ struct FoundDevice {
   // A write is complete when its bytes are visible at the target; else when they have left for
   // good.
   bool delivery_complete = false;
+  // A write may carry an immediate, and that takes no receive at its target.
+  bool immediates = false;
 };
 
 // Every device of `providers`, in their order. Empty: `why` says what each of them answered.

@@ -42,6 +42,7 @@ Result<std::unique_ptr<Endpoint>> Endpoint::open(const FabricApi& api, const Fou
   self->rx_depth_ = static_cast<std::uint32_t>(std::min<std::size_t>(
       static_cast<std::size_t>(config.rx_depth), std::max<std::size_t>(info.rx_attr->size, 16)));
   self->rma_bytes_max_ = info.ep_attr->max_msg_size;
+  self->immediates_max_ = device.immediates ? static_cast<std::uint32_t>(config.immediates) : 0;
 
   fi_av_attr av_attributes{};
   av_attributes.type = FI_AV_TABLE;
@@ -76,9 +77,9 @@ Status Endpoint::make_ep() {
 
 Status Endpoint::make_cq() {
   fi_cq_attr attributes{};
-  attributes.format = FI_CQ_FORMAT_MSG;
+  attributes.format = FI_CQ_FORMAT_DATA;
   // Nothing protects a completion queue from overrun on every provider: there is room for all.
-  attributes.size = std::size_t{tx_depth_} + rx_depth_;
+  attributes.size = std::size_t{tx_depth_} + rx_depth_ + immediates_max_;
   attributes.wait_obj = FI_WAIT_FD;
   fid_cq* cq = nullptr;
   int error = ::fi_cq_open(domain_.get(), &attributes, &cq, nullptr);

@@ -52,6 +52,8 @@ class Endpoint {
   std::uint32_t tx_depth() const { return tx_depth_; }
   std::uint32_t rx_depth() const { return rx_depth_; }
   std::uint64_t rma_bytes_max() const { return rma_bytes_max_; }
+  std::uint32_t immediates_max() const { return immediates_max_; }  // room for them in the queue
+  std::uint32_t version() const { return version_; }
   bool emulated_write() const { return emulated_write_; }
   bool emulated_read() const { return emulated_read_; }
   std::uint64_t mr_mode(int bit) const { return static_cast<std::uint64_t>(mr_mode_ & bit); }
@@ -77,7 +79,7 @@ class Endpoint {
   int wait_fd_ = -1;
   int mr_mode_ = 0;
   std::size_t key_bytes_ = 8;
-  std::uint32_t tx_depth_ = 0, rx_depth_ = 0;
+  std::uint32_t tx_depth_ = 0, rx_depth_ = 0, immediates_max_ = 0;
   std::uint64_t rma_bytes_max_ = 0;
   bool emulated_write_ = false, emulated_read_ = false;
 };

@@ -26,7 +26,7 @@ FabricLink::FabricLink(const FoundDevice& found, const FabricConfig& config,
       delivery_complete_(found.delivery_complete),
       version_(version),
       endpoint_(std::move(endpoint)),
-      memory_(*endpoint_),
+      memory_(*endpoint_, static_cast<std::uint64_t>(config.mr_bytes)),
       operations_(endpoint_->tx_depth()),
       batches_(static_cast<std::uint32_t>(config.batches_inflight_max)) {}
 
@@ -43,6 +43,7 @@ Result<std::unique_ptr<Link>> FabricLink::open(const FabricApi& api, const Found
 
 Status FabricLink::prepare() {
   const std::uint32_t tx = endpoint_->tx_depth(), rx = endpoint_->rx_depth();
+  immediates_left_ = endpoint_->immediates_max();
   op_bytes_max_ =
       std::min(static_cast<std::uint64_t>(config_.op_bytes), endpoint_->rma_bytes_max());
   messages_.resize(std::size_t{tx} + rx);
@@ -145,6 +146,7 @@ Status FabricLink::cancel(Ticket ticket) {
 void FabricLink::finish(Peer& peer, std::uint32_t index, Code code) {
   batches_.finish(index, peer.queue, code);
   BatchSlot& slot = batches_[index];
+  if (slot.count_slot != kNoSlot) end_counting(peer, slot, code);
   if (slot.batch.ops.empty()) return;
   remotes_.release(slot.batch.remotes);
   memory_.release(slot.batch.locals);
@@ -154,13 +156,16 @@ bool FabricLink::runnable(const Peer& peer, BatchSlot& slot) {
   if (peer.state != PeerState::up || peer.held || slot.ending) return false;
   slot.started = slot.started || slot.batch.after.ready();
   if (!slot.started) return false;
-  if (slot.cursor.done()) return slot.operations == 0;
+  if (slot.cursor.done()) {
+    return slot.operations == 0 || (slot.count_slot != kNoSlot && !slot.note_posted);
+  }
   return !full();
 }
 
 // What is due to a peer: its hello, what it is to know, its batches, whether it lives.
 void FabricLink::speak(Peer& peer, std::int64_t now_ns, std::uint32_t& budget) {
   if (peer.accepted && peer.hello_ns <= now_ns) greet(peer, now_ns);
+  if (peer.state == PeerState::up) say_counts(peer);
   while (peer.state == PeerState::up && !peer.owed.empty() &&
          post_message(peer, peer.owed.front().type, peer.owed.front().value) == Posted::yes) {
     peer.owed.pop_front();
@@ -204,6 +209,7 @@ std::size_t FabricLink::poll(std::span<Event> events) {
   stalled_ = false;
   drain_completions();
   take_messages(sink);
+  if (!counted_notes_.empty()) show_counted(sink);
   post_receives();
   if (memory_.has_forgotten()) queue_forgotten();
   run_peers(sink);
@@ -222,7 +228,9 @@ std::size_t FabricLink::poll(std::span<Event> events) {
 }
 
 bool FabricLink::arm() {
-  if (batches_.any_finished() || arrived_count_ > 0 || memory_.has_forgotten()) return false;
+  if (batches_.any_finished() || arrived_count_ > 0 || !counted_notes_.empty() ||
+      memory_.has_forgotten())
+    return false;
   for (Peer* const peer : order_) {
     if (peer->state == PeerState::up && !peer->up_announced) return false;
     if (peer->state == PeerState::closing && peer->batches_open == 0 && peer->operations == 0 &&

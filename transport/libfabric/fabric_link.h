@@ -6,6 +6,7 @@
 //   fabric_operations.cc   what is posted, and what has completed
 //   fabric_peers.cc        offers, hello, loss, close
 //   fabric_move.cc         another endpoint: peers that live go with us
+//   fabric_counts.cc       notes of small batches, which wait for immediates at the target
 //   fabric_names.cc        memory: add, remove, export, import
 #pragma once
 
@@ -63,6 +64,11 @@ class FabricLink final : public Link {
     std::uint32_t uses = 0;
   };
   enum class Posted : std::uint8_t { yes, again, failed };
+  // What the next operation of a batch moves: pieces side by side on both sides are one.
+  struct Stretch {
+    std::uint64_t here = 0, there = 0, bytes = 0;
+    std::uint32_t local_region = 0, remote_region = 0;
+  };
 
   FabricLink(const FoundDevice& found, const FabricConfig& config, const LinkContext& context,
              std::unique_ptr<Endpoint> endpoint, std::uint32_t version);
@@ -84,12 +90,15 @@ class FabricLink final : public Link {
   // fabric_operations.cc
   void run_batches(Peer& peer, std::uint32_t& budget);
   bool run_batch(Peer& peer, std::uint32_t batch, std::uint32_t& budget);
+  Stretch take_stretch(BatchSlot& slot, BatchCursor& cursor);
+  Posted post_note(Peer& peer, std::uint32_t batch);
   Posted post_next(Peer& peer, std::uint32_t batch, bool more);
   Posted post_message(Peer& peer, MessageType type, std::uint64_t value,
                       std::span<const std::byte> note = {}, std::uint32_t batch = kNoSlot);
   Posted outcome(ssize_t result, Peer& peer, std::uint32_t operation, bool more);
   void ring_doorbell();
   void drain_completions();
+  void take_entry(const fi_cq_data_entry& entry);
   void complete(Operation& operation, const fi_cq_err_entry* error);
   void post_receives();
   void take_messages(EventSink& sink);
@@ -114,6 +123,19 @@ class FabricLink final : public Link {
   Status settle(Peer& peer, std::span<const std::byte> address);
   Status insert_address(Peer& peer);
   void remove_address(Peer& peer);
+
+  // fabric_counts.cc
+  void grant(Peer& peer);
+  void take_back_grant(Peer& peer);
+  void hear_counts(Peer& peer, const PeerMessage& message);
+  void count_immediate(std::uint64_t data);
+  void note_counted(Peer& peer, std::uint32_t slot);
+  bool take_counted_note(Peer& peer, const PeerMessage& message);
+  void show_counted(EventSink& sink);
+  bool still_counts(const Peer& peer) const;
+  void say_counts(Peer& peer);
+  void choose_counting(Peer& peer, BatchSlot& slot);
+  void end_counting(Peer& peer, BatchSlot& slot, Code code);
 
   // fabric_move.cc
   void step_move(std::int64_t now_ns);
@@ -158,6 +180,14 @@ class FabricLink final : public Link {
   RemoteMemories remotes_;
   FabricMemory::Forgotten forgotten_;
   BatchTable<BatchSlot> batches_;
+  // Notes that have all their immediates, in that order; channels by number.
+  struct CountedNote {
+    std::uint64_t peer;
+    std::uint32_t slot;
+  };
+  std::vector<CountedNote> counted_notes_;
+  std::map<std::uint32_t, Peer*> channels_;
+  std::uint32_t immediates_left_ = 0;  // room in the queue that no peer has yet
   std::size_t turn_ = 0;
   std::uint32_t under_way_ = 0;  // operations
   std::uint32_t unsettled_ = 0;  // peers that connect or close
@@ -170,6 +200,7 @@ class FabricLink final : public Link {
   std::uint64_t doorbell_for_ = 0;  // the peer whose last operation said that more would follow
 
   Counter written_bytes_, read_bytes_, notes_sent_, notes_received_;
+  Counter notes_counted_, immediates_;
   Counter posted_, again_, doorbells_, endpoints_replaced_, peers_moved_, peers_up_;
   CountByFault faults_;
   CountByStranger strangers_;

@@ -56,6 +56,9 @@ void FabricLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& label
                  "kvlane_libfabric_batches_failed_total");
   metrics.count("kvlane_libfabric_notes_sent_total", "Notes sent", notes_sent_);
   metrics.count("kvlane_libfabric_notes_received_total", "Notes received", notes_received_);
+  metrics.count("kvlane_libfabric_notes_counted_total",
+                "Notes received whose bytes were known by counted immediates", notes_counted_);
+  metrics.count("kvlane_libfabric_immediates_total", "Immediates of peers counted", immediates_);
   metrics.count("kvlane_libfabric_peers_up_total", "Peers that came up", peers_up_);
   metrics.count("kvlane_libfabric_refused_names_total", "Names of memory that were not made for us",
                 remotes_.refused());

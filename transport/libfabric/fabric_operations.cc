@@ -19,6 +19,7 @@ constexpr std::int64_t kGreetAgainNs = 5'000'000;
 // True: the batch can go on in a later poll only.
 bool FabricLink::run_batch(Peer& peer, std::uint32_t index, std::uint32_t& budget) {
   BatchSlot& slot = batches_[index];
+  if (!slot.looked_at) choose_counting(peer, slot);
   for (std::uint32_t run = 0; !slot.ending && !slot.cursor.done() && budget > 0; ++run) {
     // Providers on sockets move all that they have in one call of ours: that must stay little.
     if (full()) return true;
@@ -29,18 +30,28 @@ bool FabricLink::run_batch(Peer& peer, std::uint32_t index, std::uint32_t& budge
     if (posted == Posted::failed) break;
     --budget;
   }
-  if (slot.ending || !slot.cursor.done() || slot.operations > 0) return false;
+  // A note waits until every write is complete, but for one whose writes the target counts.
+  const bool waits = slot.operations > 0 && slot.count_slot == kNoSlot;
+  if (slot.ending || !slot.cursor.done() || waits) return false;
   if (slot.batch.note.empty()) {
     finish(peer, index, Code::ok);
     return false;
   }
   if (slot.note_posted || budget == 0) return false;
-  const Posted posted = post_message(peer, MessageType::note, 0, slot.batch.note, index);
-  if (posted == Posted::yes) {
-    slot.note_posted = true;
-    --budget;
-  }
+  const Posted posted = post_note(peer, index);
+  if (posted == Posted::yes) --budget;
   return posted == Posted::again;
+}
+
+FabricLink::Posted FabricLink::post_note(Peer& peer, std::uint32_t index) {
+  BatchSlot& slot = batches_[index];
+  const std::uint64_t counts =
+      slot.count_slot == kNoSlot
+          ? 0
+          : (static_cast<std::uint64_t>(slot.counted) << kSlotBits) | slot.count_slot;
+  const Posted posted = post_message(peer, MessageType::note, counts, slot.batch.note, index);
+  slot.note_posted = posted == Posted::yes;
+  return posted;
 }
 
 void FabricLink::run_batches(Peer& peer, std::uint32_t& budget) {
@@ -54,33 +65,42 @@ void FabricLink::run_batches(Peer& peer, std::uint32_t& budget) {
   }
 }
 
-// The next stretch of a batch: pieces that lie side by side on both sides are one operation.
+FabricLink::Stretch FabricLink::take_stretch(BatchSlot& slot, BatchCursor& cursor) {
+  Stretch next;
+  next.local_region = cursor.op().local_region;
+  next.remote_region = cursor.op().remote_region;
+  next.here = cursor.local();
+  next.there = cursor.remote();
+  if (slot.local_region != next.local_region) {
+    slot.local_region = next.local_region;
+    slot.local = memory_.find(slot.batch.locals[next.local_region]);
+  }
+  const RemoteMemory& remote = *remotes_.find(slot.batch.remotes[next.remote_region]);
+  // One registration on both sides.
+  const std::uint64_t most = std::min(
+      {op_bytes_max_, slot.local->stretch_at(next.here), remote.name.stretch_at(next.there)});
+  do {
+    const std::uint64_t n = std::min(cursor.stretch(), most - next.bytes);
+    cursor.take(n);
+    next.bytes += n;
+  } while (next.bytes < most && !cursor.done() && cursor.op().local_region == next.local_region &&
+           cursor.op().remote_region == next.remote_region &&
+           cursor.local() == next.here + next.bytes && cursor.remote() == next.there + next.bytes);
+  return next;
+}
+
 FabricLink::Posted FabricLink::post_next(Peer& peer, std::uint32_t index, bool more) {
   BatchSlot& slot = batches_[index];
   BatchCursor cursor = slot.cursor;
-  const std::uint32_t local_region = cursor.op().local_region;
-  const std::uint32_t remote_region = cursor.op().remote_region;
-  if (slot.local_region != local_region) {
-    slot.local_region = local_region;
-    slot.local = memory_.find(slot.batch.locals[local_region]);
-  }
+  const Stretch next = take_stretch(slot, cursor);
+  const std::uint64_t bytes = next.bytes;
   const LocalMemory& local = *slot.local;
-  RemoteMemory& remote = *remotes_.find(slot.batch.remotes[remote_region]);
+  RemoteMemory& remote = *remotes_.find(slot.batch.remotes[next.remote_region]);
   if (remote.gone || !remotes_.verify(remote, peer.owner())) {
     fail_batch(peer, slot, Code::permission);
     if (slot.operations == 0) finish(peer, index, slot.code);
     return Posted::failed;
   }
-  const std::uint64_t here = cursor.local(), there = cursor.remote();
-  std::uint64_t bytes = 0;
-  do {
-    const std::uint64_t n = std::min(cursor.stretch(), op_bytes_max_ - bytes);
-    cursor.take(n);
-    bytes += n;
-  } while (bytes < op_bytes_max_ && !cursor.done() && cursor.op().local_region == local_region &&
-           cursor.op().remote_region == remote_region && cursor.local() == here + bytes &&
-           cursor.remote() == there + bytes);
-
   const std::uint32_t number = operations_.take();
   Operation& operation = operations_[number];
   const bool write = slot.batch.direction == Direction::write;
@@ -89,9 +109,9 @@ FabricLink::Posted FabricLink::post_next(Peer& peer, std::uint32_t index, bool m
   operation.moves = peer.moves;
   operation.batch = index;
   operation.bytes = bytes;
-  iovec range{local.memory.data + here, bytes};
-  void* desc = local.desc;
-  fi_rma_iov target{remote.name.base + there, bytes, remote.name.key};
+  iovec range{local.memory.data + next.here, bytes};
+  void* desc = local.desc_at(next.here);
+  fi_rma_iov target{remote.name.address_at(next.there), bytes, remote.name.key_at(next.there)};
   fi_msg_rma message{};
   message.msg_iov = &range;
   message.desc = &desc;
@@ -102,6 +122,10 @@ FabricLink::Posted FabricLink::post_next(Peer& peer, std::uint32_t index, bool m
   message.context = &operation.context;
   std::uint64_t flags = FI_COMPLETION;
   if (write) flags |= delivery_complete_ ? FI_DELIVERY_COMPLETE : FI_TRANSMIT_COMPLETE;
+  if (slot.count_slot != kNoSlot) {
+    flags |= FI_REMOTE_CQ_DATA;
+    message.data = (std::uint64_t{peer.channel} << kSlotBits) | slot.count_slot;
+  }
   under_way_bytes_ += bytes;
   more = more && !cursor.done() && !full();
   const auto call = write ? ::fi_writemsg : ::fi_readmsg;
@@ -112,7 +136,10 @@ FabricLink::Posted FabricLink::post_next(Peer& peer, std::uint32_t index, bool m
     result = call(endpoint_->ep(), &message, flags);
   }
   const Posted posted = outcome(result, peer, number, more);
-  if (posted == Posted::yes) slot.cursor = cursor;
+  if (posted == Posted::yes) {
+    slot.cursor = cursor;
+    ++slot.counted;
+  }
   return posted;
 }
 
@@ -168,7 +195,7 @@ FabricLink::Posted FabricLink::post_message(Peer& peer, MessageType type, std::u
   request.context = &operation.context;
   const Posted posted =
       outcome(::fi_sendmsg(endpoint_->ep(), &request, FI_COMPLETION), peer, number, false);
-  const bool matters = type == MessageType::note || type == MessageType::forget;
+  const bool matters = type != MessageType::hello && type != MessageType::nothing;
   if (posted == Posted::yes && matters) ++peer.messages_sent;
   return posted;
 }
@@ -192,7 +219,7 @@ void FabricLink::ring_doorbell() {
 
 void FabricLink::drain_completions() {
   drained_ = false;
-  std::array<fi_cq_msg_entry, kEntries> entries;
+  std::array<fi_cq_data_entry, kEntries> entries;
   for (int i = 0; i < kReadsPerPoll; ++i) {
     const ssize_t count = ::fi_cq_read(endpoint_->cq(), entries.data(), entries.size());
     if (count == -FI_EAVAIL) {
@@ -205,13 +232,23 @@ void FabricLink::drain_completions() {
     }
     drained_ = count == -FI_EAGAIN;
     if (count <= 0) return;
-    for (std::size_t k = 0; k < static_cast<std::size_t>(count); ++k) {
-      Operation* const operation = static_cast<Operation*>(entries.at(k).op_context);
-      if (operation == nullptr) continue;
-      if (operation->kind == Operation::Kind::receive) operation->bytes = entries.at(k).len;
-      complete(*operation, nullptr);
-    }
+    for (std::size_t k = 0; k < static_cast<std::size_t>(count); ++k) take_entry(entries.at(k));
   }
+}
+
+void FabricLink::take_entry(const fi_cq_data_entry& entry) {
+  Operation* const operation = static_cast<Operation*>(entry.op_context);
+  const bool receive = operation != nullptr && operation->kind == Operation::Kind::receive;
+  if ((entry.flags & FI_REMOTE_CQ_DATA) != 0 && (operation == nullptr || receive)) {
+    count_immediate(entry.data);
+    if (!receive) return;  // … else it has used one up
+    operation->used = false;
+    to_post_.push_back(operation->batch);
+    return;
+  }
+  if (operation == nullptr) return;
+  if (receive) operation->bytes = entry.len;
+  complete(*operation, nullptr);
 }
 
 void FabricLink::complete(Operation& operation, const fi_cq_err_entry* error) {
@@ -245,6 +282,7 @@ void FabricLink::complete(Operation& operation, const fi_cq_err_entry* error) {
       notes_sent_.add();
     } else {
       slot.bytes_done += done.bytes;
+      ++slot.counted_ok;
       peer->active = true;
       (done.kind == Operation::Kind::write ? written_bytes_ : read_bytes_).add(done.bytes);
     }

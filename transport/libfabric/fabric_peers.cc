@@ -147,6 +147,7 @@ void FabricLink::come_up(Peer& peer) {
   peer.deadline_ns = peer.hello_ns = INT64_MAX;
   peer.probe_ns = context_.clock.now_ns() + config_.probe_ms * kMs;
   --unsettled_;
+  grant(peer);
   peers_up_.add();
 }
 
@@ -190,6 +191,7 @@ bool FabricLink::take_message(const PeerMessage& message, EventSink& sink) {
       }
       if (peer->state == PeerState::opened || peer->state == PeerState::connecting) return true;
       if (!peer->up_announced) announce(*peer, sink);
+      if (message.value != 0) return take_counted_note(*peer, message);
       if (sink.left() == 0) return false;
       {
         Event& event = sink.next(Event::Kind::note, peer->id);
@@ -204,7 +206,14 @@ bool FabricLink::take_message(const PeerMessage& message, EventSink& sink) {
       remotes_.forget(peer->id, message.value);
       return true;
     case MessageType::goodbye:
+      ++peer->messages_taken;
       begin_close(*peer, Code::peer_lost);
+      return true;
+    case MessageType::grant:
+    case MessageType::uncount:
+    case MessageType::freed:
+      ++peer->messages_taken;
+      hear_counts(*peer, message);
       return true;
     case MessageType::nothing:
     case MessageType::clear:
@@ -297,8 +306,9 @@ bool FabricLink::step_closing(Peer& peer, std::int64_t now_ns, EventSink& sink) 
     return false;
   }
   // A sender has been told that its note arrived: what came before the fence is shown.
-  if (!drained_ && now_ns < peer.deadline_ns) return false;
+  if ((!drained_ || still_counts(peer)) && now_ns < peer.deadline_ns) return false;
   sink.next(Event::Kind::peer_down, peer.id).code = peer.down_code;
+  take_back_grant(peer);
   std::erase(order_, &peer);
   --unsettled_;
   remotes_.erase_all_of(peer.id);
@@ -327,8 +337,7 @@ bool FabricLink::fence(Peer& peer, std::int64_t now_ns) {
 // The Link ends: peers would not notice, since a fabric has no connections.
 void FabricLink::say_goodbye_to_all() {
   const std::int64_t until_ns = context_.clock.now_ns() + kGoodbyeNs;
-  // First hear who has gone before us: one provider (shm) faults when it is to speak to an endpoint
-  // of this process that is closed.
+  // First hear who has gone before us.
   std::array<Event, 16> last_events;
   for (std::size_t i = 0; i <= endpoint_->rx_depth() / last_events.size(); ++i) {
     EventSink sink{last_events};

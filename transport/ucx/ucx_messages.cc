@@ -78,6 +78,9 @@ bool UcxLink::take_message(const PeerMessage& message, EventSink& sink) {
     case MessageType::nothing:
     case MessageType::clear:
     case MessageType::quiet:
+    case MessageType::grant:
+    case MessageType::uncount:
+    case MessageType::freed:
       return true;
   }
   return true;

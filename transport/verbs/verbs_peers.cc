@@ -139,6 +139,9 @@ bool VerbsLink::take_message(const PeerMessage& message, std::uint32_t queue_pai
     case MessageType::nothing:
     case MessageType::clear:
     case MessageType::quiet:
+    case MessageType::grant:
+    case MessageType::uncount:
+    case MessageType::freed:
       return true;
   }
   return true;

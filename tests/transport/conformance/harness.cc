@@ -56,6 +56,7 @@ Variant with_fabric(Variant variant, std::uint64_t seed) {
     variant.make = [fake = variant.fake_efa] {
       libfabric::FabricConfig config;
       config.connect_timeout_ms = 1500;
+      config.hmem = true;
       return libfabric::make_transport(config, fake->api());
     };
   }

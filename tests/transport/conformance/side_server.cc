@@ -229,7 +229,11 @@ Result<MemoryId> SideServer::add_memory(std::uint64_t index, std::uint64_t buffe
   memory.data = buffer.data + offset;
   memory.bytes = bytes;
   memory.access = access;
-  if (buffer.device) memory.kind = MemoryKind::cuda;
+  if (buffer.device) {
+    memory.kind = MemoryKind::cuda;
+    if (variant_.flavour == kFakeEfa) memory.shared_fd = buffer.device->dmabuf();
+    memory.shared_offset = offset;
+  }
   if (buffer.shared) {
     memory.shared_fd = buffer.shared->memory(access).shared_fd;
     memory.shared_offset = offset;

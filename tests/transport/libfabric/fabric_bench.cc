@@ -137,7 +137,7 @@ class Loop final : public Contender {
     return libfabric::Fid<fid_mr>(mr);
   }
   static std::uint64_t drain(const Endpoint& endpoint) {
-    std::array<fi_cq_msg_entry, 16> entries;
+    std::array<fi_cq_data_entry, 16> entries;
     const ssize_t count = ::fi_cq_read(endpoint.cq(), entries.data(), entries.size());
     check(count > 0 || count == -FI_EAGAIN, "fi_cq_read");
     return count > 0 ? static_cast<std::uint64_t>(count) : 0;

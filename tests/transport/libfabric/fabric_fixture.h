@@ -54,6 +54,7 @@ class FabricFixture : public ::testing::Test {
     config.op_bytes = op_bytes;
     config.close_timeout_ms = 50;
     config.give_up_ms = 200;
+    if (adjust) adjust(config);
     transport = libfabric::make_transport(config, fake->api());
     transport_b = libfabric::make_transport(config, fake->api(1));
     a = std::make_unique<Side>(*transport, clock);
@@ -127,6 +128,7 @@ class FabricFixture : public ::testing::Test {
     EXPECT_EQ(fake->violations(), std::vector<std::string>{});
   }
 
+  std::function<void(libfabric::FabricConfig&)> adjust;  // before the Links are opened
   StepClock clock;
   std::unique_ptr<FakeProvider> fake;  // outlives the Links
   libfabric::FabricConfig config;

@@ -178,6 +178,19 @@ TEST(FabricLibrary, IsMissedAloud) {
   EXPECT_NE(transport->why_unusable().find("/nowhere/libfabric.so.1"), std::string::npos);
 }
 
+// A provider that does not keep the promises is not even asked.
+TEST(FabricDevices, ShmIsRefusedByName) {
+  FakeOptions options;
+  options.provider = "shm";
+  FakeProvider fake(options);
+  FabricConfig config;
+  config.providers = "shm";
+  const auto transport = make_transport(config, fake.api());
+  EXPECT_TRUE(transport->devices().empty());
+  EXPECT_NE(transport->why_unusable().find("shm is not used"), std::string::npos);
+  EXPECT_TRUE(fake.asked.empty());
+}
+
 // Without an EFA nothing is opened, and no software provider is chosen by itself.
 TEST(FabricLibrary, IsLeftAloneWithoutEfa) {
   if (host_has_efa()) GTEST_SKIP() << "this host has an EFA";

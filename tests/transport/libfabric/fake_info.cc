@@ -71,12 +71,14 @@ int FakeProvider::get_info(std::uint32_t host, std::uint32_t version, const fi_i
   const bool efa = options.provider == "efa";
   const bool direct = fabric == "efa-direct";
   const bool rdma = device_rdma(version);
+  // An immediate that takes a receive: only for who says that it knows.
+  const std::uint64_t direct_mode = options.direct_mode | (options.unsolicited ? 0 : FI_RX_CQ_DATA);
   const int mr_mode = hints->domain_attr->mr_mode;
   if (fake::text(hints->fabric_attr->prov_name) != options.provider) return -FI_ENODATA;
   if ((hints->caps & FI_HMEM) != 0 && (mr_mode & FI_MR_HMEM) == 0) return -FI_ENODATA;
   if (delivery && (direct || !options.delivery_complete)) return -FI_ENODATA;
   if (direct) {
-    const std::uint64_t mode = FI_CONTEXT2 | options.direct_mode;
+    const std::uint64_t mode = FI_CONTEXT2 | direct_mode;
     if (!options.direct || (hints->mode & mode) != mode) return -FI_ENODATA;
     if (!rdma || !options.rma_read || !options.rma_write) return -FI_ENODATA;
   }
@@ -85,7 +87,7 @@ int FakeProvider::get_info(std::uint32_t host, std::uint32_t version, const fi_i
   for (std::uint32_t device = options.devices; device-- > 0;) {
     if (!usable(place(host, device))) continue;
     fi_info* const info = fake::dup_info(hints);
-    info->mode = direct ? FI_CONTEXT2 | options.direct_mode : 0;
+    info->mode = direct ? FI_CONTEXT2 | direct_mode : 0;
     info->tx_attr->size = options.tx_size;
     info->rx_attr->size = options.rx_size;
     info->tx_attr->rma_iov_limit = 1;

@@ -1,13 +1,17 @@
 // Opening, binding and closing the objects, in the only order that an EFA allows.
 #include "tests/transport/libfabric/fake_objects.h"
 
+#include <fcntl.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 
 namespace kvl::test::fake {
 namespace {
+
+constexpr std::uint64_t kPage = 4096;
 
 template <typename T>
 T& as(void* object) {
@@ -80,6 +84,10 @@ int close_mr(fid* object) {
     const auto guard = mr.domain->world->lock();
     if (mr.uses > 0) mr.domain->world->violate("memory was deregistered under an operation");
     mr.domain->keys.erase(mr.fid.key);
+    if (mr.reach != mr.data) {
+      const std::uint64_t inset = reinterpret_cast<std::uintptr_t>(mr.reach) % kPage;
+      ::munmap(mr.reach - inset, mr.bytes + inset);
+    }
     --mr.domain->objects;
   }
   delete &mr;
@@ -279,21 +287,43 @@ int open_cq(fid_domain* owner, fi_cq_attr* attributes, fid_cq** out, void*) {
   return 0;
 }
 
-int register_memory(fid* owner, const fi_mr_attr* attributes, std::uint64_t, fid_mr** out) {
+int register_memory(fid* owner, const fi_mr_attr* attributes, std::uint64_t flags, fid_mr** out) {
   Domain& domain = as<Domain>(owner);
   FakeProvider& world = *domain.world;
   const auto guard = world.lock();
-  const std::size_t bytes = attributes->mr_iov->iov_len;
+  iovec range = *attributes->mr_iov;
+  void* mapped = nullptr;
+  std::uint64_t inset = 0;
+  if ((flags & libfabric::kMrDmabuf.flag) != 0) {
+    const auto& dmabuf = *reinterpret_cast<const libfabric::MrDmabuf*>(attributes->mr_iov);
+    if (domain.version < libfabric::kMrDmabuf.since) return -FI_EINVAL;
+    if (!world.options.takes_dmabuf || ::fcntl(dmabuf.fd, F_GETFD) < 0) return -FI_EOPNOTSUPP;
+    range = {static_cast<std::byte*>(dmabuf.base) + dmabuf.offset, dmabuf.bytes};
+    inset = dmabuf.offset % kPage;
+    mapped = ::mmap(nullptr, dmabuf.bytes + inset, PROT_READ | PROT_WRITE, MAP_SHARED, dmabuf.fd,
+                    static_cast<off_t>(dmabuf.offset - inset));
+    if (mapped == MAP_FAILED) return -FI_EOPNOTSUPP;
+  } else if (attributes->iface != FI_HMEM_SYSTEM && world.options.takes_dmabuf) {
+    return -FI_EINVAL;  // memory of a GPU by its address, where it is known by a dmabuf
+  }
+  const std::size_t bytes = range.iov_len;
   if (attributes->iov_count != 1 || bytes == 0) return -FI_EINVAL;
-  if (domain.keys.size() >= world.options.registrations_max) return -FI_ENOMEM;
-  if (bytes > world.options.registration_bytes_max) return -FI_EINVAL;
+  const int refused = domain.keys.size() >= world.options.registrations_max ? -FI_ENOMEM
+                      : bytes > world.options.registration_bytes_max        ? -FI_EINVAL
+                                                                            : 0;
+  if (refused != 0) {
+    if (mapped != nullptr) ::munmap(mapped, bytes + inset);
+    return refused;
+  }
   Mr* const mr = new Mr;
   mr->domain = &domain;
   mr->fid.fid.fclass = FI_CLASS_MR;
   mr->fid.fid.ops = base_ops<close_mr>();
   mr->fid.key = world.next_key++;  // of the provider's choosing
   mr->fid.mem_desc = mr;
-  mr->data = static_cast<std::byte*>(attributes->mr_iov->iov_base);
+  mr->data = mr->reach = static_cast<std::byte*>(range.iov_base);
+  world.dmabufs += (flags & libfabric::kMrDmabuf.flag) != 0 ? 1 : 0;
+  if (mapped != nullptr) mr->reach = static_cast<std::byte*>(mapped) + inset;
   mr->bytes = bytes;
   mr->access = attributes->access;
   domain.keys[mr->fid.key] = mr;

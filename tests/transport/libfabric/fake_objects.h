@@ -44,7 +44,8 @@ struct Domain {
 struct Mr {
   fid_mr fid{};
   Domain* domain = nullptr;
-  std::byte* data = nullptr;
+  std::byte* data = nullptr;   // where its owner sees it
+  std::byte* reach = nullptr;  // where the device does: what is known by a dmabuf it maps itself
   std::uint64_t bytes = 0;
   std::uint64_t access = 0;
   std::uint32_t uses = 0;  // operations under way with it as their local memory

@@ -56,6 +56,14 @@ std::string wrong_with(const Ep& ep, const Request& request) {
   return "";
 }
 
+// Where the device finds the local bytes.
+std::byte* reach(const Ep& ep, const Request& request) {
+  auto* const local = static_cast<std::byte*>(request.local->iov_base);
+  if (!ep.domain->needs_desc) return local;
+  const Mr& mr = *static_cast<const Mr*>(*request.desc);
+  return mr.reach + (local - mr.data);
+}
+
 std::shared_ptr<Op> make_op(Ep& ep, const Request& request) {
   auto op = std::make_shared<Op>();
   op->ep = &ep;
@@ -63,7 +71,7 @@ std::shared_ptr<Op> make_op(Ep& ep, const Request& request) {
   op->to = ep.av->entries[request.to].first;
   op->kind = request.kind;
   op->context = request.context;
-  op->local = static_cast<std::byte*>(request.local->iov_base);
+  op->local = reach(ep, request);
   op->bytes = request.local->iov_len;
   op->mr = ep.domain->needs_desc ? static_cast<Mr*>(*request.desc) : nullptr;
   op->remote = request.remote;
@@ -80,7 +88,7 @@ ssize_t post_now(Ep& ep, const Request& request, bool more) {
   op.to = ep.av->entries[request.to].first;
   op.kind = request.kind;
   op.context = request.context;
-  op.local = static_cast<std::byte*>(request.local->iov_base);
+  op.local = reach(ep, request);
   op.bytes = request.local->iov_len;
   op.remote = request.remote;
   op.key = request.key;

@@ -63,6 +63,7 @@ struct FakeOptions {
   std::size_t tx_size = 64, rx_size = 64;
   std::size_t message_bytes_max = 8192, rma_bytes_max = 1 << 20;
   std::size_t registrations_max = SIZE_MAX, registration_bytes_max = SIZE_MAX;
+  bool takes_dmabuf = true;
   bool wakes = true;  // FI_WAIT_FD
   // The wire.
   bool instant = false;  // no packets at all: for measurements
@@ -112,6 +113,7 @@ class FakeProvider {
   std::uint64_t rma_tries = 0;  // … or not
   std::uint64_t message_posts = 0;
   std::uint64_t immediates = 0;  // arrived
+  std::uint64_t dmabufs = 0;     // registered
   std::size_t run_longest = 0;   // operations behind one doorbell
   std::size_t waiting();         // posted with FI_MORE and without a doorbell yet
   // Arrives at every endpoint, from nobody.

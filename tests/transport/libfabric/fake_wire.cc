@@ -273,7 +273,7 @@ int FakeProvider::admit_memory(const Op& op, const Ep& target, std::byte*& there
   if ((mr.access & needed) == 0 || offset > mr.bytes || op.bytes > mr.bytes - offset) {
     return kBadAddress;
   }
-  there = mr.data + offset;
+  there = mr.reach + offset;
   return 0;
 }
 
