@@ -194,8 +194,8 @@ MUTATIONS = [
              "  if (peer.said_quiet || (!peer.quiet() && !MUTANT)) return;",
              (FABRIC,)),
     Mutation("fabric_move_does_not_hold_new_batches", LINK,
-             "    if (peer.held) {",
-             "    if (peer.held && MUTANT) step_held(peer);\n    if (peer.held && !MUTANT) {",
+             "  if (peer.held) {",
+             "  if (peer.held && MUTANT) step_held(peer);\n  if (peer.held && !MUTANT) {",
              (FABRIC,)),
     Mutation("fabric_move_not_told_to_who_was_offered_before", PEERS,
              "  if (peer->endpoint_told != UINT32_MAX &&",
@@ -206,8 +206,8 @@ MUTATIONS = [
              "  if (MUTANT) {\n  } else if (!peer.accepted || offer.token.peer",
              (FABRIC,)),
     Mutation("fabric_endpoint_closed_before_its_addresses", LINK,
-             "  for (Peer* const peer : order_) remove_address(*peer);\n  endpoint_->shut();",
-             "  if (!MUTANT) {\n    for (Peer* const peer : order_) remove_address(*peer);\n  }\n"
+             "  for (Peer* const peer : rounds_.peers()) remove_address(*peer);\n  endpoint_->shut();",
+             "  if (!MUTANT) {\n    for (Peer* const peer : rounds_.peers()) remove_address(*peer);\n  }\n"
              "  endpoint_->shut();",
              (FABRIC,)),
     Mutation("fabric_queue_closed_before_its_endpoint", "transport/libfabric/fabric_endpoint.h",

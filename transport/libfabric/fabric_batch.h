@@ -73,6 +73,7 @@ struct Peer {
   std::int64_t probe_ns = INT64_MAX;    // when it is asked whether it lives
   bool active = false;                  // something came from it since the last probe
   SlotList queue;
+  bool in_rounds = false;
   // As remotes_ wants it.
   const PeerToken* owner() const { return accepted ? &remote : nullptr; }
   std::uint32_t batches_open = 0;  // without their event

@@ -40,14 +40,19 @@ void FabricLink::take_back_grant(Peer& peer) {
   immediates_left_ += kImmediatesOfPeer;
 }
 
+bool FabricLink::owes_counts(const Peer& peer) {
+  // Half of them, so that it does not run out, and not one by one.
+  return peer.own_channel != kNoChannel &&
+         (!peer.said_grant ||
+          static_cast<std::uint32_t>(std::popcount(peer.freed)) >= kCountSlots / 2);
+}
+
 void FabricLink::say_counts(Peer& peer) {
-  if (peer.own_channel == kNoChannel) return;
+  if (!owes_counts(peer)) return;
   if (!peer.said_grant) {
     peer.said_grant = post_message(peer, MessageType::grant, peer.own_channel) == Posted::yes;
     return;
   }
-  // Half of them, so that it does not run out, and not one by one.
-  if (static_cast<std::uint32_t>(std::popcount(peer.freed)) < kCountSlots / 2) return;
   if (post_message(peer, MessageType::freed, peer.freed) == Posted::yes) peer.freed = 0;
 }
 
@@ -75,6 +80,7 @@ void FabricLink::note_counted(Peer& peer, std::uint32_t slot) {
   }
   counted = {};
   peer.freed |= 1U << slot;
+  if (owes_counts(peer)) rounds_.all();
 }
 
 // A note that says for which immediates it waits. Hostile.
@@ -110,6 +116,7 @@ void FabricLink::show_counted(EventSink& sink) {
     notes_counted_.add();
     counted = {};
     peer->freed |= 1U << next.slot;
+    if (owes_counts(*peer)) rounds_.all();
   }
   counted_notes_.erase(counted_notes_.begin(),
                        counted_notes_.begin() + static_cast<std::ptrdiff_t>(shown));
@@ -166,6 +173,7 @@ void FabricLink::end_counting(Peer& peer, BatchSlot& slot, Code code) {
   } else {
     const std::uint64_t due = slot.counted_ok;
     peer.owed.push_back({MessageType::uncount, (due << kSlotBits) | slot.count_slot});
+    rounds_.all();
   }
 }
 

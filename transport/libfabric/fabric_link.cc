@@ -100,7 +100,7 @@ void FabricLink::say_what_lacks() const {
 
 FabricLink::~FabricLink() {
   say_goodbye_to_all();
-  for (Peer* const peer : order_) remove_address(*peer);
+  for (Peer* const peer : rounds_.peers()) remove_address(*peer);
   endpoint_->shut();
 }
 
@@ -126,6 +126,7 @@ Status FabricLink::post(const Batch& batch) {
   if (moves) remotes_.hold(batch.remotes);
   const std::uint32_t index = batches_.take(batch, peer->queue);
   ++peer->batches_open;
+  rounds_.work(*peer);
   if (peer->state == PeerState::closing) finish(*peer, index, peer->down_code);
   return {};
 }
@@ -176,32 +177,34 @@ void FabricLink::speak(Peer& peer, std::int64_t now_ns, std::uint32_t& budget) {
   if (peer.state == PeerState::up && peer.probe_ns <= now_ns) probe(peer, now_ns);
 }
 
-void FabricLink::run_peers(EventSink& sink) {
-  const std::int64_t now_ns = context_.clock.now_ns();
-  std::uint32_t budget = kPostsPerPoll;
-  for (std::size_t i = 0; i < order_.size(); ++i) {
-    Peer& peer = *order_[(turn_ + i) % order_.size()];
-    if (peer.state == PeerState::up && !peer.up_announced) announce(peer, sink);
-    if (peer.state == PeerState::connecting && !peer.said_clear && is_clear(peer)) {
-      say(peer, MessageType::clear, 0);
-      peer.said_clear = true;
-    }
-    if (peer.held) {
-      step_held(peer);
-    } else {
-      speak(peer, now_ns, budget);
-    }
-    if ((peer.state == PeerState::connecting || peer.held) && peer.deadline_ns <= now_ns) {
-      log(LogLevel::info, "libfabric.no_hello",
-          {{"device", device_.name},
-           {"code", to_string(Code::timed_out)},
-           {"hint",
-            "the peer's process does not poll, or no packet passes between the two devices: "
-            "kvlane doctor PEER"}});
-      begin_close(peer, Code::timed_out);
-    }
+void FabricLink::look_at(Peer& peer, std::int64_t now_ns, std::uint32_t& budget, EventSink& sink) {
+  if (peer.state == PeerState::up && !peer.up_announced) announce(peer, sink);
+  if (peer.state == PeerState::connecting && !peer.said_clear && is_clear(peer)) {
+    say(peer, MessageType::clear, 0);
+    peer.said_clear = true;
   }
-  if (!order_.empty()) turn_ = (turn_ + 1) % order_.size();
+  if (peer.held) {
+    step_held(peer);
+  } else {
+    speak(peer, now_ns, budget);
+  }
+  if ((peer.state == PeerState::connecting || peer.held) && peer.deadline_ns <= now_ns) {
+    log(LogLevel::info, "libfabric.no_hello",
+        {{"device", device_.name},
+         {"code", to_string(Code::timed_out)},
+         {"hint",
+          "the peer's process does not poll, or no packet passes between the two devices: "
+          "kvlane doctor PEER"}});
+    begin_close(peer, Code::timed_out);
+  }
+}
+
+// When a peer without batches wants to be looked at; 0: in every poll.
+std::int64_t FabricLink::next_look_ns(const Peer& peer) {
+  if (peer.state == PeerState::closing || peer.state == PeerState::opened) return INT64_MAX;
+  const bool waits = peer.state == PeerState::connecting || peer.held || !peer.up_announced ||
+                     !peer.owed.empty() || owes_counts(peer);
+  return waits ? 0 : std::min({peer.deadline_ns, peer.hello_ns, peer.probe_ns});
 }
 
 std::size_t FabricLink::poll(std::span<Event> events) {
@@ -212,15 +215,19 @@ std::size_t FabricLink::poll(std::span<Event> events) {
   if (!counted_notes_.empty()) show_counted(sink);
   post_receives();
   if (memory_.has_forgotten()) queue_forgotten();
-  run_peers(sink);
+  std::uint32_t budget = kPostsPerPoll;
+  const std::int64_t round_ns = context_.clock.now_ns();
+  rounds_.run(
+      round_ns, [&](Peer& peer) { look_at(peer, round_ns, budget, sink); }, next_look_ns);
   if (doorbell_for_ != 0) ring_doorbell();
   batches_.deliver(sink, [this](PeerId id) {
     if (Peer* const peer = find_peer(id)) --peer->batches_open;
   });
   if (unsettled_ > 0) {
     const std::int64_t now_ns = context_.clock.now_ns();
-    for (std::size_t i = order_.size(); i-- > 0;) {
-      if (order_[i]->state == PeerState::closing) step_closing(*order_[i], now_ns, sink);
+    const std::vector<Peer*>& peers = rounds_.peers();
+    for (std::size_t i = peers.size(); i-- > 0;) {
+      if (peers[i]->state == PeerState::closing) step_closing(*peers[i], now_ns, sink);
     }
   }
   if (give_up_) step_move(context_.clock.now_ns());
@@ -231,7 +238,7 @@ bool FabricLink::arm() {
   if (batches_.any_finished() || arrived_count_ > 0 || !counted_notes_.empty() ||
       memory_.has_forgotten())
     return false;
-  for (Peer* const peer : order_) {
+  for (Peer* const peer : rounds_.peers()) {
     if (peer->state == PeerState::up && !peer->up_announced) return false;
     if (peer->state == PeerState::closing && peer->batches_open == 0 && peer->operations == 0 &&
         (!peer->said_released || peer->fenced)) {
@@ -254,7 +261,7 @@ std::int64_t FabricLink::next_timer_ns() const {
   }
   std::int64_t next = batches_.queued() > 0 ? now_ns + kWatchNs : move_until_ns_;
   if (under_way_ > 0) next = std::min(next, now_ns + kProgressNs);
-  for (const Peer* peer : order_) {
+  for (const Peer* peer : rounds_.peers()) {
     const bool late = peer->state == PeerState::closing && peer->deadline_ns <= now_ns;
     next = std::min(
         {next, late ? peer->give_up_ns : peer->deadline_ns, peer->hello_ns, peer->probe_ns});

@@ -20,6 +20,7 @@
 
 #include "kvl/transport.h"
 #include "transport/base/slot_map.h"
+#include "transport/fabric/peer_rounds.h"
 #include "transport/fabric/remote_memories.h"
 #include "transport/libfabric/fabric_batch.h"
 #include "transport/libfabric/fabric_device.h"
@@ -85,7 +86,8 @@ class FabricLink final : public Link {
            under_way_bytes_ >= static_cast<std::uint64_t>(config_.inflight_bytes);
   }
   void speak(Peer& peer, std::int64_t now_ns, std::uint32_t& budget);
-  void run_peers(EventSink& sink);
+  void look_at(Peer& peer, std::int64_t now_ns, std::uint32_t& budget, EventSink& sink);
+  static std::int64_t next_look_ns(const Peer& peer);
 
   // fabric_operations.cc
   void run_batches(Peer& peer, std::uint32_t& budget);
@@ -133,6 +135,7 @@ class FabricLink final : public Link {
   bool take_counted_note(Peer& peer, const PeerMessage& message);
   void show_counted(EventSink& sink);
   bool still_counts(const Peer& peer) const;
+  static bool owes_counts(const Peer& peer);
   void say_counts(Peer& peer);
   void choose_counting(Peer& peer, BatchSlot& slot);
   void end_counting(Peer& peer, BatchSlot& slot, Code code);
@@ -172,7 +175,7 @@ class FabricLink final : public Link {
   std::vector<std::uint32_t> to_post_;  // receives that the provider does not have
 
   SlotMap<std::unique_ptr<Peer>> peers_;
-  std::vector<Peer*> order_;
+  PeerRounds<Peer> rounds_;
   std::map<std::string, Address> addresses_;  // by what fi_getname said
   // Removed without the owner's word that it has let go: inserted again they would let in what is
   // still under way from before. The oldest first.
@@ -188,9 +191,8 @@ class FabricLink final : public Link {
   std::vector<CountedNote> counted_notes_;
   std::map<std::uint32_t, Peer*> channels_;
   std::uint32_t immediates_left_ = 0;  // room in the queue that no peer has yet
-  std::size_t turn_ = 0;
-  std::uint32_t under_way_ = 0;  // operations
-  std::uint32_t unsettled_ = 0;  // peers that connect or close
+  std::uint32_t under_way_ = 0;        // operations
+  std::uint32_t unsettled_ = 0;        // peers that connect or close
   std::uint64_t under_way_bytes_ = 0;
   bool give_up_ = false;                    // a closing peer's operations will never end
   std::int64_t move_until_ns_ = INT64_MAX;  // those who live are asked to be quiet

@@ -28,13 +28,15 @@ constexpr std::int64_t kMs = 1'000'000;
 }  // namespace
 
 void FabricLink::step_move(std::int64_t now_ns) {
+  rounds_.all();
   if (move_until_ns_ == INT64_MAX) {
     move_until_ns_ = now_ns + config_.close_timeout_ms * kMs;
-    for (Peer* const peer : order_) {
+    for (Peer* const peer : rounds_.peers()) {
       if (peer->state == PeerState::up) peer->held = true;
     }
   }
-  const bool all_quiet = std::all_of(order_.begin(), order_.end(), [](const Peer* peer) {
+  const std::vector<Peer*>& peers = rounds_.peers();
+  const bool all_quiet = std::all_of(peers.begin(), peers.end(), [](const Peer* peer) {
     return !peer->held || (peer->said_quiet && peer->heard_quiet && peer->quiet());
   });
   if (!all_quiet && now_ns < move_until_ns_) return;
@@ -106,7 +108,7 @@ void FabricLink::say_offer(Peer& peer) {
 
 void FabricLink::replace_endpoint() {
   std::vector<Peer*> kept;
-  for (Peer* const peer : order_) {
+  for (Peer* const peer : rounds_.peers()) {
     const bool goes_on = peer->state == PeerState::up
                              ? peer->said_quiet && peer->heard_quiet && peer->quiet()
                              : peer->state == PeerState::connecting;
@@ -125,7 +127,7 @@ void FabricLink::replace_endpoint() {
     peer->heard = false;  // … of this endpoint: it ends with it, and nothing need be forbidden
     ++peer->moves;
   }
-  for (Peer* const peer : order_) remove_address(*peer);
+  for (Peer* const peer : rounds_.peers()) remove_address(*peer);
   endpoint_->close_ep();
   end_everything();
   endpoints_replaced_.add();

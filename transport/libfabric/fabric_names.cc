@@ -35,6 +35,7 @@ void FabricLink::queue_forgotten() {
     }
   }
   forgotten_.clear();
+  rounds_.all();
 }
 
 void FabricLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) const {

@@ -204,7 +204,7 @@ FabricLink::Posted FabricLink::post_message(Peer& peer, MessageType type, std::u
 void FabricLink::ring_doorbell() {
   Peer* const peer = find_peer({doorbell_for_});
   if (peer == nullptr || peer->state == PeerState::closing) {
-    for (Peer* const other : order_) {
+    for (Peer* const other : rounds_.peers()) {
       if (other->state == PeerState::up &&
           post_message(*other, MessageType::nothing, 0) == Posted::yes) {
         doorbells_.add();

@@ -24,7 +24,7 @@ Result<PeerId> FabricLink::open_peer(PeerRole role) {
   peer.role = role;
   peer.token.peer = id;
   crypto::random(peer.token.secret);
-  order_.push_back(&peer);
+  rounds_.add(peer);
   return peer.id;
 }
 
@@ -47,6 +47,7 @@ Status FabricLink::accept(PeerId id, std::span<const std::byte> remote_offer) {
   peer->remote = offer->token;
   peer->accepted = true;
   peer->state = PeerState::connecting;
+  rounds_.all();
   ++unsettled_;
   const std::int64_t now_ns = context_.clock.now_ns();
   peer->deadline_ns = now_ns + config_.connect_timeout_ms * kMs;
@@ -69,8 +70,9 @@ Status FabricLink::settle(Peer& peer, std::span<const std::byte> address) {
 
 // No operation of an earlier session is under way to that address, nor will there be one.
 bool FabricLink::is_clear(const Peer& peer) const {
-  const auto earlier_end = std::find(order_.begin(), order_.end(), &peer);
-  return std::none_of(order_.begin(), earlier_end, [&](const Peer* other) {
+  const std::vector<Peer*>& peers = rounds_.peers();
+  const auto earlier_end = std::find(peers.begin(), peers.end(), &peer);
+  return std::none_of(peers.begin(), earlier_end, [&](const Peer* other) {
     const bool writes = other->state == PeerState::up ||
                         (other->state == PeerState::closing && other->operations > 0);
     return writes && other->address_bytes == peer.address_bytes;
@@ -80,7 +82,7 @@ bool FabricLink::is_clear(const Peer& peer) const {
 // It holds for every session at that address that waits: all of them are later than the fence.
 void FabricLink::hear_clear(const Peer& from) {
   std::erase(forbidden_, from.address_bytes);
-  for (Peer* const peer : order_) {
+  for (Peer* const peer : rounds_.peers()) {
     if (peer->state != PeerState::connecting || peer->address != FI_ADDR_UNSPEC ||
         peer->address_bytes != from.address_bytes) {
       continue;
@@ -136,6 +138,7 @@ void FabricLink::greet(Peer& peer, std::int64_t now_ns) {
 }
 
 void FabricLink::hear_hello(Peer& peer, std::uint64_t flags) {
+  rounds_.all();
   peer.heard = true;
   const bool reachable = peer.address != FI_ADDR_UNSPEC;  // else nobody has heard us yet
   if (peer.state == PeerState::connecting && (flags & kHelloHeard) != 0 && reachable) come_up(peer);
@@ -144,6 +147,7 @@ void FabricLink::hear_hello(Peer& peer, std::uint64_t flags) {
 
 void FabricLink::come_up(Peer& peer) {
   peer.state = PeerState::up;
+  rounds_.all();
   peer.deadline_ns = peer.hello_ns = INT64_MAX;
   peer.probe_ns = context_.clock.now_ns() + config_.probe_ms * kMs;
   --unsettled_;
@@ -226,6 +230,7 @@ bool FabricLink::take_message(const PeerMessage& message, EventSink& sink) {
 void FabricLink::on_control(PeerId id, std::span<const std::byte> bytes) {
   Peer* const peer = find_peer(id);
   if (peer == nullptr) return;
+  rounds_.all();
   if (const Result<PeerOffer> offer = decode_offer(bytes, kAddressBytesMax); offer.ok()) {
     return hear_offer(*peer, *offer);
   }
@@ -309,7 +314,7 @@ bool FabricLink::step_closing(Peer& peer, std::int64_t now_ns, EventSink& sink) 
   if ((!drained_ || still_counts(peer)) && now_ns < peer.deadline_ns) return false;
   sink.next(Event::Kind::peer_down, peer.id).code = peer.down_code;
   take_back_grant(peer);
-  std::erase(order_, &peer);
+  rounds_.remove(peer);
   --unsettled_;
   remotes_.erase_all_of(peer.id);
   peers_.erase(peer.id.value);
@@ -324,7 +329,7 @@ bool FabricLink::fence(Peer& peer, std::int64_t now_ns) {
   const bool alone = known == addresses_.end() || known->second.uses == 1;
   if (device_.fence == Fence::av_remove && peer.heard && !peer.released && !alone) {
     if (now_ns < peer.deadline_ns) return false;
-    for (Peer* const other : order_) {
+    for (Peer* const other : rounds_.peers()) {
       if (other == &peer || other->address_bytes != peer.address_bytes) continue;
       lose(*other, Fault::unresponsive, FI_ETIMEDOUT, 0);
       remove_address(*other);
@@ -347,7 +352,7 @@ void FabricLink::say_goodbye_to_all() {
   }
   std::size_t left = 0;
   std::vector<Peer*> silent;
-  for (Peer* const peer : order_) {
+  for (Peer* const peer : rounds_.peers()) {
     if (peer->state == PeerState::up) silent.push_back(peer);
   }
   do {

@@ -42,6 +42,7 @@ struct Peer {
   std::int64_t deadline_ns = INT64_MAX;
   std::int64_t probe_ns = INT64_MAX;  // when it is asked whether it lives
   SlotList queue;
+  bool in_rounds = false;
   std::uint32_t batches_open = 0;  // without their event
   std::deque<Owed> owed;
 

@@ -25,7 +25,7 @@ void VerbsLink::hear_event(const ibv_async_event& event) {
     case IBV_EVENT_QP_FATAL:
     case IBV_EVENT_QP_REQ_ERR:
     case IBV_EVENT_QP_ACCESS_ERR:
-      for (Peer* const peer : order_) {
+      for (Peer* const peer : rounds_.peers()) {
         if (!peer->qp || peer->qp->number() != event.element.qp->qp_num) continue;
         if (peer->state == PeerState::closing) continue;
         fails(Fault::flushed);
@@ -70,7 +70,7 @@ void VerbsLink::lose_all(Fault fault, int event) {
        {"cause", info.cause},
        {"event", event},
        {"hint", info.hint}});
-  for (Peer* const peer : order_) begin_close(*peer, Code::peer_lost);
+  for (Peer* const peer : rounds_.peers()) begin_close(*peer, Code::peer_lost);
 }
 
 void VerbsLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) const {

@@ -68,7 +68,6 @@ Status VerbsLink::prepare() {
 VerbsLink::~VerbsLink() {
   say_goodbye_to_all();
   // Nothing touches memory any more once the queue pairs are gone.
-  order_.clear();
   peers_.for_each([](std::uint64_t, std::unique_ptr<Peer>& peer) { peer.reset(); });
 }
 
@@ -111,6 +110,7 @@ Status VerbsLink::post(const Batch& batch) {
   if (moves) remotes_.hold(batch.remotes);
   const std::uint32_t index = batches_.take(batch, peer->queue);
   ++peer->batches_open;
+  rounds_.work(*peer);
   if (peer->state == PeerState::closing) finish(*peer, index, peer->down_code);
   return {};
 }
@@ -143,29 +143,27 @@ void VerbsLink::finish(Peer& peer, std::uint32_t index, Code code) {
   memory_.release(slot.batch.locals);
 }
 
-void VerbsLink::run_peers(EventSink& sink) {
-  const std::int64_t now_ns = context_.clock.now_ns();
-  if (look_ns_ <= now_ns) {
-    take_device_events();
-    look_ns_ = now_ns + kDeviceLookNs;
+void VerbsLink::look_at(Peer& peer, std::int64_t now_ns, std::uint32_t& budget, EventSink& sink) {
+  if (peer.state == PeerState::up && !peer.up_announced) announce(peer, sink);
+  if (peer.state == PeerState::connecting) greet(peer);
+  if (peer.state != PeerState::closing && peer.may_send()) run_peer(peer, now_ns, budget);
+  if (peer.state == PeerState::connecting && peer.deadline_ns <= now_ns) {
+    log(LogLevel::info, "verbs.no_hello",
+        {{"device", device_.name},
+         {"code", to_string(Code::timed_out)},
+         {"hint",
+          "the peer's process does not poll, or no packet passes between the two ports: kvlane "
+          "doctor PEER"}});
+    begin_close(peer, Code::timed_out);
   }
-  std::uint32_t budget = kPostsPerPoll;
-  for (std::size_t i = 0; i < order_.size(); ++i) {
-    Peer& peer = *order_[(turn_ + i) % order_.size()];
-    if (peer.state == PeerState::up && !peer.up_announced) announce(peer, sink);
-    if (peer.state == PeerState::connecting) greet(peer);
-    if (peer.state != PeerState::closing && peer.may_send()) run_peer(peer, now_ns, budget);
-    if (peer.state == PeerState::connecting && peer.deadline_ns <= now_ns) {
-      log(LogLevel::info, "verbs.no_hello",
-          {{"device", device_.name},
-           {"code", to_string(Code::timed_out)},
-           {"hint",
-            "the peer's process does not poll, or no packet passes between the two ports: kvlane "
-            "doctor PEER"}});
-      begin_close(peer, Code::timed_out);
-    }
-  }
-  if (!order_.empty()) turn_ = (turn_ + 1) % order_.size();
+}
+
+// When a peer without batches wants to be looked at; 0: in every poll.
+std::int64_t VerbsLink::next_look_ns(const Peer& peer) {
+  if (peer.state == PeerState::closing || peer.state == PeerState::opened) return INT64_MAX;
+  const bool waits = peer.state == PeerState::connecting || !peer.up_announced ||
+                     !peer.owed.empty() || peer.qp->ends_silent();
+  return waits ? 0 : std::min(peer.deadline_ns, peer.probe_ns);
 }
 
 std::size_t VerbsLink::poll(std::span<Event> events) {
@@ -175,14 +173,22 @@ std::size_t VerbsLink::poll(std::span<Event> events) {
   take_messages(sink);
   post_receives();
   if (memory_.has_forgotten()) queue_forgotten();
-  run_peers(sink);
+  const std::int64_t round_ns = context_.clock.now_ns();
+  if (look_ns_ <= round_ns) {
+    take_device_events();
+    look_ns_ = round_ns + kDeviceLookNs;
+  }
+  std::uint32_t budget = kPostsPerPoll;
+  rounds_.run(
+      round_ns, [&](Peer& peer) { look_at(peer, round_ns, budget, sink); }, next_look_ns);
   batches_.deliver(sink, [this](PeerId id) {
     if (Peer* const peer = find_peer(id)) --peer->batches_open;
   });
   if (unsettled_ > 0) {
     const std::int64_t now_ns = context_.clock.now_ns();
-    for (std::size_t i = order_.size(); i-- > 0;) {
-      if (order_[i]->state == PeerState::closing) step_closing(*order_[i], now_ns, sink);
+    const std::vector<Peer*>& peers = rounds_.peers();
+    for (std::size_t i = peers.size(); i-- > 0;) {
+      if (peers[i]->state == PeerState::closing) step_closing(*peers[i], now_ns, sink);
     }
   }
   return sink.count;
@@ -212,7 +218,8 @@ bool VerbsLink::has_work(const Peer& peer) {
 
 bool VerbsLink::arm() {
   if (batches_.any_finished() || arrived_count_ > 0 || memory_.has_forgotten()) return false;
-  if (std::any_of(order_.begin(), order_.end(), [this](Peer* peer) { return has_work(*peer); })) {
+  const std::vector<Peer*>& peers = rounds_.peers();
+  if (std::any_of(peers.begin(), peers.end(), [this](Peer* peer) { return has_work(*peer); })) {
     return false;
   }
   if (take_device_events()) return false;
@@ -225,7 +232,8 @@ std::int64_t VerbsLink::next_timer_ns() const {
   // A ReadyToken is a word in memory that wakes nobody.
   if (stalled_ || batches_.queued() > 0 || !to_post_.empty()) return now_ns + kWatchNs;
   std::int64_t next = INT64_MAX;
-  for (const Peer* peer : order_) next = std::min({next, peer->deadline_ns, peer->probe_ns});
+  for (const Peer* peer : rounds_.peers())
+    next = std::min({next, peer->deadline_ns, peer->probe_ns});
   return next;
 }
 

@@ -16,6 +16,7 @@
 
 #include "kvl/transport.h"
 #include "transport/base/slot_map.h"
+#include "transport/fabric/peer_rounds.h"
 #include "transport/fabric/remote_memories.h"
 #include "transport/verbs/verbs_batch.h"
 #include "transport/verbs/verbs_faults.h"
@@ -76,7 +77,8 @@ class VerbsLink final : public Link {
   void finish(Peer& peer, std::uint32_t batch, Code code);
   void fail_batch(Peer& peer, BatchSlot& slot, Code code);
   bool has_work(const Peer& peer);
-  void run_peers(EventSink& sink);
+  void look_at(Peer& peer, std::int64_t now_ns, std::uint32_t& budget, EventSink& sink);
+  static std::int64_t next_look_ns(const Peer& peer);
 
   // verbs_requests.cc
   bool full() const {
@@ -133,12 +135,11 @@ class VerbsLink final : public Link {
 
   Chain chain_;
   SlotMap<std::unique_ptr<Peer>> peers_;
-  std::vector<Peer*> order_;
+  PeerRounds<Peer> rounds_;
   std::unordered_map<std::uint32_t, Peer*> by_tag_;  // of queue pairs
   RemoteMemories remotes_;
   VerbsMemory::Forgotten forgotten_;
   BatchTable<BatchSlot> batches_;
-  std::size_t turn_ = 0;
   std::uint32_t tags_ = 0;
   std::uint32_t under_way_ = 0;  // work requests
   std::uint32_t unsettled_ = 0;  // peers that connect or close

@@ -26,7 +26,7 @@ Result<PeerId> VerbsLink::open_peer(PeerRole) {
   crypto::random(peer.token.secret);
   peer.qp = std::move(*qp);
   by_tag_[peer.qp->tag()] = &peer;
-  order_.push_back(&peer);
+  rounds_.add(peer);
   return peer.id;
 }
 
@@ -47,6 +47,7 @@ Status VerbsLink::accept(PeerId id, std::span<const std::byte> remote_offer) {
   peer->remote = offer->token;
   peer->accepted = true;
   peer->state = PeerState::connecting;
+  rounds_.all();
   ++unsettled_;
   peer->deadline_ns = context_.clock.now_ns() + config_.connect_timeout_ms * kMs;
   return {};
@@ -76,6 +77,7 @@ void VerbsLink::come_up(Peer& peer) {
   peer.ready_heard = true;
   greet(peer);
   peer.state = PeerState::up;
+  rounds_.all();
   peer.deadline_ns = INT64_MAX;
   peer.probe_ns = context_.clock.now_ns() + config_.probe_ms * kMs;
   --unsettled_;
@@ -156,9 +158,11 @@ void VerbsLink::queue_forgotten() {
     }
   }
   forgotten_.clear();
+  rounds_.all();
 }
 
 void VerbsLink::on_control(PeerId id, std::span<const std::byte> bytes) {
+  rounds_.all();
   Peer* const peer = find_peer(id);
   if (peer == nullptr) return;
   PeerMessage message;
@@ -234,7 +238,7 @@ bool VerbsLink::step_closing(Peer& peer, std::int64_t now_ns, EventSink& sink) {
   }
   if (peer.batches_open > 0 || sink.left() == 0) return false;
   sink.next(Event::Kind::peer_down, peer.id).code = peer.down_code;
-  std::erase(order_, &peer);
+  rounds_.remove(peer);
   --unsettled_;
   remotes_.erase_all_of(peer.id);
   peers_.erase(peer.id.value);
@@ -252,7 +256,7 @@ void VerbsLink::say_goodbye_to_all() {
     take_messages(sink);
   }
   std::vector<Peer*> told;
-  for (Peer* const peer : order_) {
+  for (Peer* const peer : rounds_.peers()) {
     if (peer->state != PeerState::up || room(*peer) == 0 || message_slots_.full()) continue;
     chain_.clear();
     plan_message(*peer, Sent::Kind::message, {MessageType::goodbye, 0});
