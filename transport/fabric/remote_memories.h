@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "kvl/metrics.h"
@@ -14,9 +15,10 @@
 
 namespace kvl {
 
-struct RemoteMemory {
+template <typename Name>
+struct ImportedMemory {
   PeerId peer;
-  RemoteName name;
+  Name name;
   Blob blob;
   std::uint32_t uses = 0;  // batches in flight
   bool verified = false;   // its seal was found to be the peer's
@@ -24,20 +26,27 @@ struct RemoteMemory {
   bool dropped = false;
 };
 
-// One Link's; its owner's thread. `owner` is what the peer's offer said, null before it is there:
+// What a NIC's key names.
+struct RemoteMemory : ImportedMemory<RemoteName> {
+  static Result<RemoteName> decode(std::span<const std::byte> blob) { return decode_name(blob); }
+};
+
+// One Link's; its owner's thread. Entry is an ImportedMemory with decode(), and what its fabric
+// needs, which ends when it goes. `owner` is what the peer's offer said, null before it is there:
 // until then nothing can be said of a seal, and nothing is posted either.
-class RemoteMemories {
+template <typename Entry>
+class RemoteTable {
  public:
   // `blob` is hostile. invalid_argument: not a name; permission: not made for us.
   Result<RemoteId> import(PeerId peer, const PeerToken* owner, std::span<const std::byte> blob) {
-    const Result<RemoteName> name = decode_name(blob);
+    auto name = Entry::decode(blob);
     if (!name.ok()) {
       refused_.add();
       return name.status();
     }
-    RemoteMemory memory;
+    Entry memory;
     memory.peer = peer;
-    memory.name = *name;
+    memory.name = std::move(*name);
     memory.blob.assign(blob.begin(), blob.end());
     if (!verify(memory, owner)) {
       return Status{Code::permission, "a name of memory that was not made for us"};
@@ -46,19 +55,19 @@ class RemoteMemories {
     *slot = std::move(memory);
     return RemoteId{id};
   }
-  bool verify(RemoteMemory& memory, const PeerToken* owner) {
+  bool verify(Entry& memory, const PeerToken* owner) {
     if (memory.verified || owner == nullptr) return true;
     memory.verified = sealed_by(memory.blob, *owner);
     if (!memory.verified) refused_.add();
     return memory.verified;
   }
-  RemoteMemory* find(RemoteId id) { return memories_.find(id.value); }
+  Entry* find(RemoteId id) { return memories_.find(id.value); }
 
   void drop(RemoteId id) {
-    RemoteMemory* const memory = memories_.find(id.value);
+    Entry* const memory = memories_.find(id.value);
     if (memory == nullptr) return;
     memory->dropped = true;
-    if (memory->uses == 0) memories_.erase(id.value);
+    if (memory->uses == 0) erase(id.value, *memory);
   }
   // Of a batch that was checked.
   void hold(std::span<const RemoteId> ids) {
@@ -66,27 +75,33 @@ class RemoteMemories {
   }
   void release(std::span<const RemoteId> ids) {
     for (const RemoteId id : ids) {
-      RemoteMemory& memory = *memories_.find(id.value);
-      if (--memory.uses == 0 && memory.dropped) memories_.erase(id.value);
+      Entry& memory = *memories_.find(id.value);
+      if (--memory.uses == 0 && memory.dropped) erase(id.value, memory);
     }
   }
   // The owner has removed it: operations to it would fail there, and perhaps take the connection
   // with them.
   void forget(PeerId peer, std::uint64_t serial) {
-    memories_.for_each([&](std::uint64_t, RemoteMemory& memory) {
-      if (memory.peer == peer && memory.name.serial == serial) memory.gone = true;
+    for_each_of(peer, [&](Entry& memory) {
+      if (memory.name.serial == serial) memory.gone = true;
     });
   }
   void erase_all_of(PeerId peer) {
-    memories_.for_each([&](std::uint64_t id, const RemoteMemory& memory) {
-      if (memory.peer == peer) memories_.erase(id);
+    memories_.for_each([&](std::uint64_t id, Entry& memory) {
+      if (memory.peer == peer) erase(id, memory);
+    });
+  }
+  template <typename F>
+  void for_each_of(PeerId peer, F f) {
+    memories_.for_each([&](std::uint64_t, Entry& memory) {
+      if (memory.peer == peer) f(memory);
     });
   }
   const Counter& refused() const { return refused_; }
 
   // Whether `batch` may be posted; its local memories are held.
-  template <typename Entry>
-  Status check(const Batch& batch, MemoryTable<Entry>& locals, const PeerToken* owner) {
+  template <typename Local>
+  Status check(const Batch& batch, MemoryTable<Local>& locals, const PeerToken* owner) {
     if (batch.note.size() > kNoteBytesMax) return {Code::invalid_argument, "note too long"};
     if (!batch.note.empty() && batch.direction != Direction::write) {
       return {Code::invalid_argument, "a read carries no note"};
@@ -100,7 +115,7 @@ class RemoteMemories {
     const Access wanted =
         batch.direction == Direction::write ? Access::remote_write : Access::remote_read;
     for (const RemoteId id : batch.remotes) {
-      const RemoteMemory* const memory = memories_.find(id.value);
+      const Entry* const memory = memories_.find(id.value);
       if (memory == nullptr || memory->dropped || memory->peer != batch.peer) {
         return {Code::invalid_argument, "stale remote memory"};
       }
@@ -109,7 +124,7 @@ class RemoteMemories {
         batch.ops, batch.begin, batch.end, batch.locals.size(), batch.remotes.size(),
         [&](std::uint32_t region) { return locals.find(batch.locals[region])->memory.bytes; },
         [&](std::uint32_t region, std::uint64_t& bytes) -> Status {
-          RemoteMemory& memory = *memories_.find(batch.remotes[region].value);
+          Entry& memory = *memories_.find(batch.remotes[region].value);
           if (memory.gone) return {Code::permission, "remote memory was removed"};
           if (!allows(memory.name.access, wanted) || !verify(memory, owner)) {
             return {Code::permission, "access of remote memory"};
@@ -120,8 +135,14 @@ class RemoteMemories {
   }
 
  private:
-  SlotMap<RemoteMemory> memories_;
+  void erase(std::uint64_t id, Entry& memory) {
+    memory = {};
+    memories_.erase(id);
+  }
+
+  SlotMap<Entry> memories_;
   Counter refused_;
 };
+using RemoteMemories = RemoteTable<RemoteMemory>;
 
 }  // namespace kvl

@@ -4,12 +4,14 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "kvl/transport.h"
 #include "transport/base/slot_pool.h"
 #include "transport/fabric/batch_table.h"
+#include "transport/fabric/remote_memories.h"
 #include "transport/ucx/ucx_wire.h"
 #include "transport/ucx/ucx_worker.h"
 
@@ -110,6 +112,7 @@ struct Peer {
   std::uint32_t batches_open = 0;  // without their event
   std::uint32_t operations = 0;    // under way
   std::deque<Owed> owed;
+  const PeerToken* owner() const { return accepted ? &remote : nullptr; }
   // Where runs are copied.
   std::uint64_t writes_sent = 0, writes_seen = 0;
   std::uint32_t asked = 0;            // answers that are still to come
@@ -117,16 +120,14 @@ struct Peer {
   std::vector<RefusedBatch> refused;  // batches of the peer, until their fence
 };
 
+struct DestroyKey {
+  decltype(&::ucp_rkey_destroy) destroy = nullptr;
+  void operator()(ucp_rkey_h key) const { destroy(key); }
+};
 // A peer's memory under a RemoteId.
-struct ImportedMemory {
-  PeerId peer;
-  RemoteName name;
-  Blob blob;
-  ucp_rkey_h key = nullptr;  // once it was needed
-  std::uint32_t uses = 0;
-  bool verified = false;  // its seal was found to be the peer's
-  bool gone = false;      // removed by the peer
-  bool dropped = false;
+struct RemoteKey : ImportedMemory<RemoteName> {
+  static Result<RemoteName> decode(std::span<const std::byte> blob) { return decode_name(blob); }
+  std::unique_ptr<ucp_rkey, DestroyKey> key;  // once it was needed
 };
 
 }  // namespace kvl::ucx

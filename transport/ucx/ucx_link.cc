@@ -90,50 +90,17 @@ Peer* UcxLink::find_peer(PeerId id) {
   return peer == nullptr ? nullptr : peer->get();
 }
 
-Status UcxLink::check_batch(const Batch& batch) {
-  if (batch.note.size() > kNoteBytesMax) return {Code::invalid_argument, "note too long"};
-  if (!batch.note.empty() && batch.direction != Direction::write) {
-    return {Code::invalid_argument, "a read carries no note"};
-  }
-  if (batch.ops.empty()) {
-    if (batch.begin != 0 || batch.end != 0) return {Code::invalid_argument, "positions of no ops"};
-    return {};
-  }
-  const Access wanted =
-      batch.direction == Direction::write ? Access::remote_write : Access::remote_read;
-  for (const RemoteId id : batch.remotes) {
-    const ImportedMemory* const imported = imported_.find(id.value);
-    if (imported == nullptr || imported->dropped || imported->peer != batch.peer) {
-      return {Code::invalid_argument, "stale remote memory"};
-    }
-  }
-  return check_ops(
-      batch.ops, batch.begin, batch.end, batch.locals.size(), batch.remotes.size(),
-      [&](std::uint32_t region) { return memory_.find(batch.locals[region])->memory.bytes; },
-      [&](std::uint32_t region, std::uint64_t& bytes) -> Status {
-        ImportedMemory& imported = *imported_.find(batch.remotes[region].value);
-        if (imported.gone) return {Code::permission, "remote memory was removed"};
-        if (!allows(imported.name.access, wanted) || !verify(imported)) {
-          return {Code::permission, "access of remote memory"};
-        }
-        bytes = imported.name.bytes;
-        return {};
-      });
-}
-
 Status UcxLink::post(const Batch& batch) {
   Peer* const peer = find_peer(batch.peer);
   if (peer == nullptr || peer->closed_here) return {Code::invalid_argument, "stale peer"};
   if (batches_.full()) return {Code::exhausted, "batches in flight"};
   const bool moves = !batch.ops.empty();
   if (moves) KVL_TRY(memory_.hold(batch.locals));
-  if (const Status status = check_batch(batch); !status.ok()) {
+  if (const Status status = remotes_.check(batch, memory_, peer->owner()); !status.ok()) {
     if (moves) memory_.release(batch.locals);
     return status;
   }
-  if (moves) {
-    for (const RemoteId id : batch.remotes) ++imported_.find(id.value)->uses;
-  }
+  if (moves) remotes_.hold(batch.remotes);
   const std::uint32_t index = batches_.take(batch, peer->queue);
   batches_[index].cookie = ++cookies_ << kSlotBits | index;
   ++peer->batches_open;
@@ -158,7 +125,9 @@ void UcxLink::finish(Peer& peer, std::uint32_t index, Code code) {
   batches_.finish(index, peer.queue, code);
   BatchSlot& slot = batches_[index];
   slot.finished = true;
-  if (!slot.batch.ops.empty()) release(slot.batch);
+  if (slot.batch.ops.empty()) return;
+  remotes_.release(slot.batch.remotes);
+  memory_.release(slot.batch.locals);
 }
 
 bool UcxLink::runnable(const Peer& peer, BatchSlot& slot) {

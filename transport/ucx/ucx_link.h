@@ -46,7 +46,7 @@ class UcxLink final : public Link {
   Status remove_memory(MemoryId id) override { return memory_.remove(id); }
   Result<Blob> export_memory(MemoryId id, PeerId peer) override;
   Result<RemoteId> import_memory(PeerId peer, std::span<const std::byte> blob) override;
-  void drop_memory(RemoteId id) override;
+  void drop_memory(RemoteId id) override { remotes_.drop(id); }
 
   Status post(const Batch& batch) override;
   Status cancel(Ticket ticket) override;
@@ -67,7 +67,6 @@ class UcxLink final : public Link {
 
   // ucx_link.cc
   Peer* find_peer(PeerId id);
-  Status check_batch(const Batch& batch);
   void finish(Peer& peer, std::uint32_t batch, Code code);
   bool runnable(const Peer& peer, BatchSlot& slot);
   // No further put or get may be posted until one has completed.
@@ -86,7 +85,7 @@ class UcxLink final : public Link {
   Posted conclude(Peer& peer, std::uint32_t batch);
   Posted post_next(Peer& peer, std::uint32_t batch);
   Posted post_rma(Peer& peer, std::uint32_t operation, const LocalMemory& local,
-                  const ImportedMemory& remote, std::uint64_t offset, std::byte* data);
+                  const RemoteKey& remote, std::uint64_t offset, std::byte* data);
   Posted post_flush(Peer& peer, std::uint32_t batch);
   std::uint32_t take_operation(Operation::Kind kind, const Peer& peer, std::uint32_t batch);
   ucp_request_param_t params_of(std::uint32_t operation);
@@ -142,13 +141,8 @@ class UcxLink final : public Link {
   void say_goodbye_to_all();
 
   // ucx_names.cc
-  bool verify(ImportedMemory& imported);
-  bool unpack(const Peer& peer, ImportedMemory& imported);
-  void erase(std::uint64_t remote);
-  void forget(const Peer& peer, std::uint64_t serial);
-  void forget_all(const Peer& peer);
+  bool unpack(const Peer& peer, RemoteKey& imported);
   void queue_forgotten();
-  void release(const Batch& batch);
 
   const FoundDevice found_;
   const UcxConfig config_;
@@ -173,7 +167,7 @@ class UcxLink final : public Link {
 
   SlotMap<std::unique_ptr<Peer>> peers_;
   std::vector<Peer*> order_;
-  SlotMap<ImportedMemory> imported_;
+  RemoteTable<RemoteKey> remotes_;
   Memories::Forgotten forgotten_;
   BatchTable<BatchSlot> batches_;
   std::size_t turn_ = 0;
@@ -184,7 +178,7 @@ class UcxLink final : public Link {
   bool busy_ = false;     // UCX may have more for us
 
   Counter written_bytes_, read_bytes_, notes_sent_, notes_received_;
-  Counter posted_, again_, flushes_, refused_names_, refused_runs_, forced_;
+  Counter posted_, again_, flushes_, refused_runs_, forced_;
   CountByFault faults_;
   CountByStranger strangers_;
   BoundedCounts peers_up_;

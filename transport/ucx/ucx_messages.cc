@@ -70,7 +70,7 @@ bool UcxLink::take_message(const PeerMessage& message, EventSink& sink) {
     case MessageType::note:
       return take_note(*peer, message, sink);
     case MessageType::forget:
-      forget(*peer, message.value);
+      remotes_.forget(peer->id, message.value);
       return true;
     case MessageType::goodbye:
       begin_close(*peer, Code::peer_lost);

@@ -29,80 +29,20 @@ Result<Blob> UcxLink::export_memory(MemoryId id, PeerId peer_id) {
 Result<RemoteId> UcxLink::import_memory(PeerId peer_id, std::span<const std::byte> blob) {
   const Peer* const peer = find_peer(peer_id);
   if (peer == nullptr) return Status{Code::invalid_argument, "stale peer"};
-  Result<RemoteName> name = decode_name(blob);
-  if (!name.ok()) {
-    refused_names_.add();
-    return name.status();
-  }
-  ImportedMemory imported;
-  imported.peer = peer_id;
-  imported.name = std::move(*name);
-  imported.blob.assign(blob.begin(), blob.end());
-  if (peer->accepted && !verify(imported)) {
-    return Status{Code::permission, "a name of memory that was not made for us"};
-  }
-  const auto [id, slot] = imported_.insert();
-  *slot = std::move(imported);
-  return RemoteId{id};
-}
-
-// Before the peer's offer is there nothing can be said, and nothing is posted either.
-bool UcxLink::verify(ImportedMemory& imported) {
-  if (imported.verified) return true;
-  const Peer* const peer = find_peer(imported.peer);
-  if (peer == nullptr || !peer->accepted) return peer != nullptr;
-  imported.verified = sealed_by(imported.blob, peer->remote);
-  if (!imported.verified) refused_names_.add();
-  return imported.verified;
+  return remotes_.import(peer_id, peer->owner(), blob);
 }
 
 // Only of a verified name: UCX trusts what it unpacks.
-bool UcxLink::unpack(const Peer& peer, ImportedMemory& imported) {
+bool UcxLink::unpack(const Peer& peer, RemoteKey& imported) {
   if (imported.key != nullptr) return true;
-  const ucs_status_t status =
-      api().ep_rkey_unpack(peer.ep, imported.name.key.data(), &imported.key);
-  if (status == UCS_OK) return true;
-  imported.key = nullptr;
+  ucp_rkey_h key = nullptr;
+  const ucs_status_t status = api().ep_rkey_unpack(peer.ep, imported.name.key.data(), &key);
+  if (status == UCS_OK) {
+    imported.key = {key, DestroyKey{api().rkey_destroy}};
+    return true;
+  }
   faults_[static_cast<std::size_t>(classify(status))].add();
   return false;
-}
-
-void UcxLink::erase(std::uint64_t remote) {
-  ImportedMemory& imported = *imported_.find(remote);
-  if (imported.key != nullptr) api().rkey_destroy(imported.key);
-  imported = {};
-  imported_.erase(remote);
-}
-
-void UcxLink::drop_memory(RemoteId id) {
-  ImportedMemory* const imported = imported_.find(id.value);
-  if (imported == nullptr) return;
-  imported->dropped = true;
-  if (imported->uses == 0) erase(id.value);
-}
-
-void UcxLink::release(const Batch& batch) {
-  for (const RemoteId id : batch.remotes) {
-    ImportedMemory& imported = *imported_.find(id.value);
-    if (--imported.uses == 0 && imported.dropped) erase(id.value);
-  }
-  memory_.release(batch.locals);
-}
-
-// The owner has removed it. Operations to it would fail there at best.
-void UcxLink::forget(const Peer& peer, std::uint64_t serial) {
-  imported_.for_each([&](std::uint64_t, ImportedMemory& imported) {
-    if (imported.peer == peer.id && imported.name.serial == serial) imported.gone = true;
-  });
-}
-
-// Everything of a peer that has no operations any more.
-void UcxLink::forget_all(const Peer& peer) {
-  std::vector<std::uint64_t> names;
-  imported_.for_each([&](std::uint64_t id, const ImportedMemory& imported) {
-    if (imported.peer == peer.id) names.push_back(id);
-  });
-  for (const std::uint64_t id : names) erase(id);
 }
 
 void UcxLink::queue_forgotten() {
@@ -130,7 +70,7 @@ void UcxLink::visit_metrics(MetricVisitor& visitor, const MetricLabels& labels) 
   metrics.count("kvlane_ucx_notes_received_total", "Notes received", notes_received_);
   metrics.count("kvlane_ucx_refused_runs_total", "Runs of peers that may not be", refused_runs_);
   metrics.count("kvlane_ucx_refused_names_total", "Names of memory that were not made for us",
-                refused_names_);
+                remotes_.refused());
   peers_up_.visit(visitor, labels);
   for (std::size_t i = 0; i < kFaults; ++i) {
     metrics.by_cause("kvlane_ucx_faults_total", "Operations and peers that failed, by cause",

@@ -64,8 +64,8 @@ UcxLink::Posted UcxLink::post_next(Peer& peer, std::uint32_t index) {
   const std::uint32_t local_region = cursor.op().local_region;
   const std::uint32_t remote_region = cursor.op().remote_region;
   const LocalMemory& local = *memory_.find(slot.batch.locals[local_region]);
-  ImportedMemory& remote = *imported_.find(slot.batch.remotes[remote_region].value);
-  if (remote.gone || !verify(remote) || !(copies_ || unpack(peer, remote))) {
+  RemoteKey& remote = *remotes_.find(slot.batch.remotes[remote_region]);
+  if (remote.gone || !remotes_.verify(remote, peer.owner()) || !(copies_ || unpack(peer, remote))) {
     fail_batch(peer, slot, Code::permission);
     if (slot.quiet()) finish(peer, index, slot.code);
     return Posted::failed;
@@ -103,8 +103,7 @@ UcxLink::Posted UcxLink::post_next(Peer& peer, std::uint32_t index) {
 }
 
 UcxLink::Posted UcxLink::post_rma(Peer& peer, std::uint32_t number, const LocalMemory& local,
-                                  const ImportedMemory& remote, std::uint64_t offset,
-                                  std::byte* data) {
+                                  const RemoteKey& remote, std::uint64_t offset, std::byte* data) {
   ucp_request_param_t params = params_of(number);
   params.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMORY_TYPE | UCP_OP_ATTR_FIELD_MEMH;
   params.memory_type = UCS_MEMORY_TYPE_HOST;
@@ -112,8 +111,8 @@ UcxLink::Posted UcxLink::post_rma(Peer& peer, std::uint32_t number, const LocalM
   const std::uint64_t bytes = operations_[number].bytes;
   const std::uint64_t target = remote.name.base + offset;
   return outcome(operations_[number].kind == Operation::Kind::put
-                     ? api().put_nbx(peer.ep, data, bytes, target, remote.key, &params)
-                     : api().get_nbx(peer.ep, data, bytes, target, remote.key, &params),
+                     ? api().put_nbx(peer.ep, data, bytes, target, remote.key.get(), &params)
+                     : api().get_nbx(peer.ep, data, bytes, target, remote.key.get(), &params),
                  peer, number);
 }
 

@@ -246,7 +246,7 @@ void UcxLink::step_closing(Peer& peer, std::int64_t now_ns, EventSink& sink) {
   sink.next(Event::Kind::peer_down, peer.id).code = peer.down_code;
   std::erase(order_, &peer);
   --unsettled_;
-  forget_all(peer);
+  remotes_.erase_all_of(peer.id);
   peers_.erase(peer.id.value);
 }
 
@@ -279,7 +279,13 @@ UcxLink::~UcxLink() {
     api().worker_progress(worker_->worker());
   }
   for (Peer* const peer : order_) {
-    if (peer->ep == nullptr) forget_all(*peer);  // else UCX may still look at its keys
+    if (peer->ep == nullptr) {
+      remotes_.erase_all_of(peer->id);
+      continue;
+    }
+    // UCX may still look at its keys: they are left.
+    remotes_.for_each_of(peer->id,
+                         [](RemoteKey& imported) { std::ignore = imported.key.release(); });
   }
   worker_->shut();
 }
