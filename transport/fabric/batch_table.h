@@ -32,6 +32,26 @@ struct EventSink {
 // opened -> connecting -> up -> closing -> (peer_down, gone); every state may go to closing.
 enum class PeerState : std::uint8_t { opened, connecting, up, closing };
 
+// Says that a peer is up, once there is room.
+template <typename Peer>
+void announce_up(Peer& peer, EventSink& sink) {
+  if (sink.left() == 0) return;
+  sink.next(Event::Kind::peer_up, peer.id);
+  peer.up_announced = true;
+}
+// A note of a peer; there is room.
+inline void show_note(PeerId peer, const std::array<std::byte, kNoteBytesMax>& note,
+                      std::uint8_t note_bytes, EventSink& sink) {
+  Event& event = sink.next(Event::Kind::note, peer);
+  event.note = note;
+  event.note_bytes = note_bytes;
+}
+// What a hello over the fabric says of its sender.
+template <typename Peer>
+std::uint64_t hello_flags(const Peer& peer) {
+  return (peer.heard ? kHelloHeard : 0) | (peer.state == PeerState::connecting ? 0 : kHelloUp);
+}
+
 // A message that is still to be posted.
 struct Owed {
   MessageType type = MessageType::nothing;

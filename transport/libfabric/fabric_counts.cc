@@ -109,9 +109,7 @@ void FabricLink::show_counted(EventSink& sink) {
     Peer* const peer = find_peer({next.peer});
     if (peer == nullptr) continue;
     Counted& counted = peer->slots[next.slot];
-    Event& event = sink.next(Event::Kind::note, peer->id);
-    event.note = counted.note;
-    event.note_bytes = counted.note_bytes;
+    show_note(peer->id, counted.note, counted.note_bytes, sink);
     notes_received_.add();
     notes_counted_.add();
     counted = {};

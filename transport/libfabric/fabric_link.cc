@@ -178,7 +178,7 @@ void FabricLink::speak(Peer& peer, std::int64_t now_ns, std::uint32_t& budget) {
 }
 
 void FabricLink::look_at(Peer& peer, std::int64_t now_ns, std::uint32_t& budget, EventSink& sink) {
-  if (peer.state == PeerState::up && !peer.up_announced) announce(peer, sink);
+  if (peer.state == PeerState::up && !peer.up_announced) announce_up(peer, sink);
   if (peer.state == PeerState::connecting && !peer.said_clear && is_clear(peer)) {
     say(peer, MessageType::clear, 0);
     peer.said_clear = true;

@@ -110,7 +110,6 @@ class FabricLink final : public Link {
   bool take_message(const PeerMessage& message, EventSink& sink);
   void hear_hello(Peer& peer, std::uint64_t flags);
   void come_up(Peer& peer);
-  void announce(Peer& peer, EventSink& sink);
   void greet(Peer& peer, std::int64_t now_ns);
   void probe(Peer& peer, std::int64_t now_ns);
   void lose(Peer& peer, Fault fault, int error, int provider_error);

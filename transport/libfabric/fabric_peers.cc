@@ -132,8 +132,7 @@ void FabricLink::greet(Peer& peer, std::int64_t now_ns) {
     peer.hello_ns = INT64_MAX;
     return;
   }
-  const std::uint64_t flags = (peer.heard ? kHelloHeard : 0) | (connecting ? 0 : kHelloUp);
-  if (post_message(peer, MessageType::hello, flags) != Posted::yes) return;
+  if (post_message(peer, MessageType::hello, hello_flags(peer)) != Posted::yes) return;
   peer.hello_ns = connecting ? now_ns + kHelloEveryNs : INT64_MAX;
 }
 
@@ -153,12 +152,6 @@ void FabricLink::come_up(Peer& peer) {
   --unsettled_;
   grant(peer);
   peers_up_.add();
-}
-
-void FabricLink::announce(Peer& peer, EventSink& sink) {
-  if (sink.left() == 0) return;
-  sink.next(Event::Kind::peer_up, peer.id);
-  peer.up_announced = true;
 }
 
 // A fabric has no connections: only who is spoken to is known to live.
@@ -194,14 +187,10 @@ bool FabricLink::take_message(const PeerMessage& message, EventSink& sink) {
         come_up(*peer);
       }
       if (peer->state == PeerState::opened || peer->state == PeerState::connecting) return true;
-      if (!peer->up_announced) announce(*peer, sink);
+      if (!peer->up_announced) announce_up(*peer, sink);
       if (message.value != 0) return take_counted_note(*peer, message);
       if (sink.left() == 0) return false;
-      {
-        Event& event = sink.next(Event::Kind::note, peer->id);
-        event.note = message.note;
-        event.note_bytes = message.note_bytes;
-      }
+      show_note(peer->id, message.note, message.note_bytes, sink);
       notes_received_.add();
       ++peer->messages_taken;
       return true;

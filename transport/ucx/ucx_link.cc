@@ -146,7 +146,7 @@ void UcxLink::run_peers(EventSink& sink) {
     Peer& peer = *order_[(turn_ + i) % order_.size()];
     if (peer.failure != UCS_OK) lose(peer, classify(peer.failure), peer.failure);
     if (peer.flooded) lose(peer, Fault::flooded, UCS_ERR_NO_RESOURCE);
-    if (peer.state == PeerState::up && !peer.up_announced) announce(peer, sink);
+    if (peer.state == PeerState::up && !peer.up_announced) announce_up(peer, sink);
     if (peer.accepted && peer.hello_ns <= now_ns) greet(peer, now_ns);
     while (peer.state == PeerState::up && !peer.owed.empty() &&
            post_message(peer, peer.owed.front().type, peer.owed.front().value) == Posted::yes) {

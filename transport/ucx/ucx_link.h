@@ -130,7 +130,6 @@ class UcxLink final : public Link {
   bool connect(Peer& peer);
   void hear_hello(Peer& peer, std::uint64_t flags);
   void come_up(Peer& peer);
-  void announce(Peer& peer, EventSink& sink);
   void greet(Peer& peer, std::int64_t now_ns);
   void probe(Peer& peer, std::int64_t now_ns);
   void lose(Peer& peer, Fault fault, ucs_status_t status);

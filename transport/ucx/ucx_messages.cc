@@ -95,12 +95,10 @@ bool UcxLink::take_note(Peer& peer, const PeerMessage& message, EventSink& sink)
   if (peer.state == PeerState::opened || peer.closed_here) return true;
   if (!peer.up_announced) {
     if (peer.state != PeerState::up) return true;  // what UCX chose for it was turned down
-    announce(peer, sink);
+    announce_up(peer, sink);
   }
   if (sink.left() == 0) return false;
-  Event& event = sink.next(Event::Kind::note, peer.id);
-  event.note = message.note;
-  event.note_bytes = message.note_bytes;
+  show_note(peer.id, message.note, message.note_bytes, sink);
   notes_received_.add();
   return true;
 }

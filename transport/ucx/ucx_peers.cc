@@ -79,8 +79,7 @@ void UcxLink::greet(Peer& peer, std::int64_t now_ns) {
     return;
   }
   if (!connect(peer)) return;
-  const std::uint64_t flags = (peer.heard ? kHelloHeard : 0) | (connecting ? 0 : kHelloUp);
-  if (post_message(peer, MessageType::hello, flags) != Posted::yes) return;
+  if (post_message(peer, MessageType::hello, hello_flags(peer)) != Posted::yes) return;
   peer.hello_ns = connecting ? now_ns + kHelloEveryNs : INT64_MAX;
 }
 
@@ -109,12 +108,6 @@ void UcxLink::come_up(Peer& peer) {
   peer.probe_ns = context_.clock.now_ns() + config_.probe_ms * kMs;
   --unsettled_;
   peers_up_.add({lanes.emulated ? "yes" : "no"}, {lanes.pages});
-}
-
-void UcxLink::announce(Peer& peer, EventSink& sink) {
-  if (sink.left() == 0) return;
-  sink.next(Event::Kind::peer_up, peer.id);
-  peer.up_announced = true;
 }
 
 // UCX hears of a dead process; of a dead host only who speaks to it.

@@ -144,7 +144,7 @@ void VerbsLink::finish(Peer& peer, std::uint32_t index, Code code) {
 }
 
 void VerbsLink::look_at(Peer& peer, std::int64_t now_ns, std::uint32_t& budget, EventSink& sink) {
-  if (peer.state == PeerState::up && !peer.up_announced) announce(peer, sink);
+  if (peer.state == PeerState::up && !peer.up_announced) announce_up(peer, sink);
   if (peer.state == PeerState::connecting) greet(peer);
   if (peer.state != PeerState::closing && peer.may_send()) run_peer(peer, now_ns, budget);
   if (peer.state == PeerState::connecting && peer.deadline_ns <= now_ns) {

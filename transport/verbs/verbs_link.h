@@ -108,7 +108,6 @@ class VerbsLink final : public Link {
   bool say(Peer& peer, MessageType type);
   void greet(Peer& peer);
   void come_up(Peer& peer);
-  void announce(Peer& peer, EventSink& sink);
   void lose(Peer& peer, Fault fault, int status, std::uint32_t vendor_error);
   void begin_close(Peer& peer, Code code);
   bool step_closing(Peer& peer, std::int64_t now_ns, EventSink& sink);

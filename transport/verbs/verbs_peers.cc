@@ -84,12 +84,6 @@ void VerbsLink::come_up(Peer& peer) {
   peers_up_.add();
 }
 
-void VerbsLink::announce(Peer& peer, EventSink& sink) {
-  if (sink.left() == 0) return;
-  sink.next(Event::Kind::peer_up, peer.id);
-  peer.up_announced = true;
-}
-
 void VerbsLink::take_messages(EventSink& sink) {
   while (arrived_count_ > 0) {
     const Arrived& arrived = arrived_[arrived_first_];
@@ -123,13 +117,9 @@ bool VerbsLink::take_message(const PeerMessage& message, std::uint32_t queue_pai
     case MessageType::note:
       if (peer->state == PeerState::connecting || peer->state == PeerState::opened) return true;
       if (peer->closed_here || !peer->qp) return true;
-      if (!peer->up_announced) announce(*peer, sink);
+      if (!peer->up_announced) announce_up(*peer, sink);
       if (sink.left() == 0) return false;
-      {
-        Event& event = sink.next(Event::Kind::note, peer->id);
-        event.note = message.note;
-        event.note_bytes = message.note_bytes;
-      }
+      show_note(peer->id, message.note, message.note_bytes, sink);
       notes_received_.add();
       return true;
     case MessageType::forget:
