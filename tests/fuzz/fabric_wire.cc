@@ -24,6 +24,10 @@ PeerToken token() {
 void fuzz_fabric_wire(Bytes input) {
   if (const auto name = decode_name(input)) {
     require(name->bytes > 0 && name->base + name->bytes > name->base, "a name is a range");
+    for (const std::uint64_t offset : {std::uint64_t{0}, name->bytes / 2, name->bytes - 1}) {
+      [[maybe_unused]] const std::uint64_t key = name->key_at(offset);  // there is one
+      require(name->stretch_at(offset) > 0, "a byte is in one registration");
+    }
     if (sealed_by(input, token())) {
       require(std::ranges::equal(encode(*name, token()), input), "a name encodes to itself");
     }
@@ -46,6 +50,10 @@ Seeds seeds_fabric_wire() {
   name.access = Access::remote_all;
   name.base = 0x7000;
   name.bytes = 4096;
+  RemoteName parts = name;
+  parts.bytes = 3 * kPartBytesMin - 7;
+  parts.part_bytes = kPartBytesMin;
+  parts.more_keys = {2, 3};
   const std::array<std::byte, 3> note{};
   const PeerMessage message = message_to(token(), MessageType::note, 0, note);
   const Bytes raw = std::as_bytes(std::span(&message, 1));
@@ -54,8 +62,11 @@ Seeds seeds_fabric_wire() {
   PeerOffer address;
   address.token = token();
   address.address.resize(16);
-  return {
-      encode(name, token()), {raw.begin(), raw.end()}, verbs::encode(queue_pair), encode(address)};
+  return {encode(name, token()),
+          encode(parts, token()),
+          {raw.begin(), raw.end()},
+          verbs::encode(queue_pair),
+          encode(address)};
 }
 
 }  // namespace kvl::fuzz

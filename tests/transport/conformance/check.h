@@ -31,6 +31,8 @@ std::string run_check(const Check& check, const Variant& variant, std::uint64_t 
 // thread.
 std::vector<Variant> all_kinds();
 
+// No check is for this kind, for a reason that not_applicable() has.
+bool nothing_applies(const Variant& variant);
 // "", or why this kind cannot run on this machine at all.
 std::string missing_here(const Variant& variant);
 

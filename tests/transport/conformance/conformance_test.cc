@@ -33,7 +33,7 @@ bool encrypts(const Variant& kind) {
 std::vector<Variant> variants() {
   std::vector<Variant> all;
   for (const Variant& kind : all_kinds()) {
-    if (!missing_here(kind).empty()) {  // once is enough to say so
+    if (!missing_here(kind).empty() || nothing_applies(kind)) {  // once is enough to say so
       all.push_back(kind);
       continue;
     }
@@ -73,7 +73,8 @@ class Table : public testing::Environment {
     }
     if (verdict == Verdict::not_applicable) {
       reasons_.insert(variant.kind() + ": " +
-                      (variant.transport == "sim" && variant.mode != Mode::one_thread
+                      (nothing_applies(variant) ? "every check"
+                       : variant.transport == "sim" && variant.mode != Mode::one_thread
                            ? "threads, processes"
                        : variant.flavour == kFakeEfa && variant.mode == Mode::processes
                            ? "processes"
