@@ -39,7 +39,7 @@ Result<MemoryId> MemoryTable::add(const Memory& memory, bool direct) {
     return Status{Code::invalid_argument, "register memory: no range or unknown access"};
   }
   UniqueFd fd;
-  if (memory.shared_fd >= 0) {
+  if (memory.shared_fd >= 0 && memory.kind == MemoryKind::host) {  // of a GPU's it is a dmabuf
     fd.reset(::fcntl(memory.shared_fd, F_DUPFD_CLOEXEC, 0));
     if (!fd) {
       const bool full = errno == EMFILE || errno == ENFILE;
