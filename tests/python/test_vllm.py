@@ -92,14 +92,15 @@ def free_ports(count):
 class Side:
     """A scheduler and the ranks of one engine, stepped by hand."""
 
-    def __init__(self, tp, heads, fill, **extra):
+    def __init__(self, tp, heads, fill, pp=1, mla=False, **extra):
         self.tp = tp
         extra = {"port": free_ports(tp), "settings": {"peer_timeout_ms": 1000}, **extra}
         config = SimpleNamespace(
             kv_transfer_config=SimpleNamespace(
                 kv_connector_extra_config=extra, engine_id=f"engine-{id(self)}"
             ),
-            parallel_config=SimpleNamespace(tensor_parallel_size=tp),
+            parallel_config=SimpleNamespace(tensor_parallel_size=tp, pipeline_parallel_size=pp),
+            model_config=SimpleNamespace(use_mla=mla),
         )
         groups = SimpleNamespace(kv_cache_groups=[1], transfer_group_ids=(0,))
         self.scheduler = connectors.KvlaneConnector(config, KVConnectorRole.SCHEDULER, groups)
@@ -264,13 +265,54 @@ class Loads(unittest.TestCase):
         seen = until([prefill, decode], lambda seen: seen[1][1])
         self.assertEqual(seen[1][1], [(0, "d1", (7,))], "its blocks are somebody else's by now")
 
-    def test_parameters_that_lack_something_are_no_load(self):
+    def test_parameters_that_lack_something_promise_no_load(self):
         decode = self.side(1, 2, False)
-        wanted = request("d1", {"do_remote_prefill": True, "remote_host": "127.0.0.1"})
-        blocks = SimpleNamespace(get_unhashed_block_ids_all_groups=lambda: ([1],))
-        decode.scheduler.update_state_after_alloc(wanted, blocks, 40)
+        whole = {"remote_block_ids": [[1]], "remote_request_id": "p1", "remote_host": "127.0.0.1",
+                 "remote_port": 1, "tp_size": 1}
+        for name in whole:
+            params = {"do_remote_prefill": True, **whole, name: None}
+            wanted = request("d1", params)
+            # It would wait for ever for a load that was promised and never begins.
+            self.assertEqual(decode.scheduler.get_num_new_matched_tokens(wanted, 0), (0, False))
+            decode.scheduler.update_state_after_alloc(wanted, None, 0)
+            self.assertEqual(decode.scheduler.request_finished(wanted, [1]), (False, None))
         self.assertEqual(decode.scheduler.build_connector_meta(None).loads, [])
-        self.assertFalse(wanted.kv_transfer_params["do_remote_prefill"])
+
+    def test_a_decode_that_ends_before_it_has_blocks_lets_prefill_go(self):
+        prefill, decode = self.side(1, 2, True), self.side(1, 2, False)
+        params = prefilled(prefill, "p1", [3])
+        ended = request("d1", params, RequestStatus.FINISHED_ABORTED)
+        self.assertEqual(decode.scheduler.request_finished(ended, []), (False, None))
+        seen = until([prefill, decode], lambda seen: seen[0][0])
+        self.assertEqual(seen, [([("sent", 0, "p1")], []), ([], [])])
+
+    def test_a_reader_that_gave_up_holds_nothing(self):
+        prefill = self.side(1, 2, True)
+        decode = self.side(1, 2, False, transfer_s=1)
+        begin_load(decode, "d0", prefilled(prefill, "p0", [1]), [1])
+        until([prefill, decode], lambda seen: seen[1][0])
+        # Its lease comes only after decode has given up: prefill's worker knows nothing of it yet.
+        params = prefilled(prefill, "p1", [3])
+        begin_load(decode, "d1", params, [7])
+        seen = until([decode], lambda seen: seen[0][1])
+        self.assertEqual(seen[0][1], [(0, "d1", (7,))])
+        until([prefill], lambda seen: ("sent", 0, "p1") in seen[0][0])
+        worker = prefill.workers[0]._worker
+        self.assertEqual((worker._asking, worker._pinned), ({}, {}))
+
+    def test_block_ids_that_are_none_hold_nothing(self):
+        prefill, decode = self.side(1, 2, True), self.side(1, 2, False)
+        for number, blocks in enumerate(([], [["a"]], [None], {}, [[1 << 70]])):
+            params = prefilled(prefill, f"p{number}", [3])
+            params["remote_block_ids"] = blocks
+            begin_load(decode, f"d{number}", params, [7])
+            seen = until([prefill, decode], lambda seen: seen[0][0] and seen[1][1])
+            self.assertEqual(seen[1][1], [(0, f"d{number}", (7,))])
+
+    def test_models_that_are_not_moved_are_refused(self):
+        for extra in ({"mla": True}, {"pp": 2}):
+            with self.assertRaisesRegex(ValueError, "does not move"):
+                Side(1, 2, False, **extra)
 
     def test_an_aborted_prefill_holds_nothing(self):
         prefill = self.side(1, 2, True)

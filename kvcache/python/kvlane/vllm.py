@@ -45,6 +45,8 @@ logger = init_logger("vllm.kvlane")
 
 VERSION = 1  # of the messages between workers
 ENDED_MAX = 4096  # requests that are remembered after their lease
+# Of kv_transfer_params: what decode cannot do without.
+NEEDED = ("remote_block_ids", "remote_request_id", "remote_host", "remote_port", "tp_size")
 
 
 @dataclass
@@ -158,6 +160,10 @@ class _Worker:
         request = message["request"]
         with self._lock:
             self._unpin(peer, request)
+            # A reader that gave up while it waited for the lease must not get it later.
+            asks = self._asking.pop(request, [])
+            if any(ask[0] != peer for ask in asks):
+                self._asking[request] = [ask for ask in asks if ask[0] != peer]
             if request in self._ended:
                 return
             self._done[request] = self._done.get(request, 0) + 1
@@ -251,7 +257,7 @@ class _Worker:
                 if caches is None:
                     raise ValueError("prefill has not said where its caches are")
                 reading.submit(self.engine, self.caches, caches, self.config.transfer_s)
-            except (Error, ValueError) as error:
+            except (Error, ValueError, TypeError, LookupError, OverflowError) as error:
                 logger.warning("the blocks of %s cannot be read: %s", reading.load.request, error)
                 self._done_with(reading)
                 self._over(reading, False)
@@ -360,6 +366,8 @@ class _Worker:
                 peer = self._peer(reading.peer)
                 if reading in peer.waiting:
                     peer.waiting.remove(reading)
+                else:  # leave that comes from now on would never be given back
+                    self._done_with(reading)
                 self._over(reading, False)
 
     def _message(self, peer: int, data: bytes) -> None:
@@ -405,6 +413,7 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
             raise ValueError(
                 "kvlane.vllm moves models with one group of KV caches; this one is a hybrid"
             )
+        _refuse_what_is_not_moved(vllm_config)
         self._bad: set[int] = set()
         self._engine_id = self._kv_transfer_config.engine_id
         self._loads: dict[str, Load] = {}
@@ -468,6 +477,13 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(self, request, num_computed_tokens):
         params = request.kv_transfer_params
         if params and params.get("do_remote_prefill"):
+            missing = _missing(params)
+            if missing:  # said here: a request whose load was promised would wait for it
+                logger.warning(
+                    "kv_transfer_params without %s: it is computed here", ", ".join(missing)
+                )
+                params["do_remote_prefill"] = False
+                return 0, False
             count = request.num_prompt_tokens - num_computed_tokens
             if count > 0:
                 return count, True
@@ -478,11 +494,6 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         if not (params and params.get("do_remote_prefill")):
             return
         params["do_remote_prefill"] = False
-        needed = ("remote_block_ids", "remote_request_id", "remote_host", "remote_port", "tp_size")
-        missing = [name for name in needed if params.get(name) is None]
-        if missing:
-            logger.warning("kv_transfer_params without %s: it is computed here", ", ".join(missing))
-            return
         ids: list[int] = []
         if num_external_tokens > 0:
             ids = list(blocks.get_unhashed_block_ids_all_groups()[0])
@@ -503,6 +514,11 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
 
     def request_finished_all_groups(self, request, block_ids):
         params = request.kv_transfer_params
+        if params and params.get("do_remote_prefill") and not _missing(params):
+            # Over before it had blocks: prefill need not keep its own for the whole lease.
+            params["do_remote_prefill"] = False
+            self._loads[request.request_id] = Load(request.request_id, [], dict(params), False)
+            return False, None
         if not (params and params.get("do_remote_decode")):
             return False, None
         if request.status not in (
@@ -524,8 +540,20 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         }
 
 
+def _refuse_what_is_not_moved(vllm_config) -> None:
+    """Caches of these look like caches of heads, and would be moved wrongly."""
+    if vllm_config.model_config.use_mla:
+        raise ValueError("kvlane.vllm does not move MLA caches, which have no heads to share out")
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        raise ValueError("kvlane.vllm does not move caches of pipeline-parallel engines")
+
+
 class NixlConnector(KvlaneConnector):
     """The same under the name that Dynamo's table of connectors knows."""
+
+
+def _missing(params: dict) -> list[str]:
+    return [name for name in NEEDED if params.get(name) is None]
 
 
 def _all(values: "queue.SimpleQueue") -> Iterable:
