@@ -35,3 +35,4 @@ fi
 [[ -d $place/tiny-llama ]] || "$vllm/bin/python" "$root/tests/engines/tiny_llama.py" "$place/tiny-llama"
 cd "$place"
 "$vllm/bin/python" "$root/tests/engines/vllm_pair.py" "$place/tiny-llama" --logs "$place"
+"$vllm/bin/python" "$root/tests/engines/vllm_pair.py" "$place/tiny-llama" --logs "$place" --prefill-tp 2

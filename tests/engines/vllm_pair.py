@@ -2,15 +2,18 @@
 """A real vLLM prefill and a real vLLM decode on this machine's CPU, KV by kvlane.
 
     vllm_pair.py MODEL_FOLDER [--module kvlane.vllm --connector KvlaneConnector] [--json FILE]
+    vllm_pair.py MODEL_FOLDER --prefill-tp 2 --decode-tp 1
 
 Prints a table: tokens equal to the same engine without transfer; all prompt tokens from outside; the
 control with wrong blocks differs; prefill killed before decode asks, under both failure policies; blocks
-of prefill free again.
+of prefill free again. With tensor parallelism that is not 1 the engines compute in float32, since sums
+of ranks differ in bfloat16, and nobody is killed.
 """
 import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -32,7 +35,8 @@ def engine(role, options, policy):
 
     return LLM(
         model=options.model,
-        dtype="bfloat16",
+        dtype=options.dtype,
+        tensor_parallel_size=options.tp,
         max_model_len=2048,
         max_num_seqs=8,
         enforce_eager=True,
@@ -106,10 +110,11 @@ def decode(options):
 
 
 class Child:
-    def __init__(self, role, options, core, **more):
+    def __init__(self, role, options, cores, tp=1, **more):
         words = [sys.executable, __file__, options.model, "--role", role]
         words += ["--module", options.module, "--connector", options.connector]
-        for name, value in more.items():
+        dtype = "bfloat16" if options.prefill_tp == options.decode_tp == 1 else "float32"
+        for name, value in {**more, "tp": tp, "dtype": dtype}.items():
             words += [f"--{name}", str(value)]
         environment = {
             "HF_HUB_OFFLINE": "1",
@@ -117,7 +122,7 @@ class Child:
             "DO_NOT_TRACK": "1",
             "OMP_NUM_THREADS": "1",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_OMP_THREADS_BIND": str(core),
+            "VLLM_CPU_OMP_THREADS_BIND": cores if tp == 1 else "|".join("01"[r % 2] for r in range(tp)),
         }
         self.log = open(f"{options.logs}/{role}-{more.get('policy', '')}.log", "w", encoding="utf-8")
         self.process = subprocess.Popen(
@@ -126,6 +131,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
+            start_new_session=True,
             env={**os.environ, **environment},
         )
 
@@ -134,12 +140,40 @@ class Child:
             if line.startswith("@"):
                 return json.loads(line[1:])
             self.log.write(line)
+        self.end()
         raise SystemExit(f"{self.log.name}: the engine has ended")
+
+    def end(self):
+        """At once, and the ranks that it has started."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
 
     def ask(self, words):
         self.process.stdin.write(words + "\n")
         self.process.stdin.flush()
         return self.answer()
+
+
+def lose(options, first, recompute, row):
+    """Prefill is killed before decode asks, under both policies."""
+    count = len(LENGTHS)
+    lost, lost_again = first.ask("3"), first.ask("4")
+    first.end()
+    left = recompute.ask(json.dumps({"seed": 3, "params": lost["params"]}))
+    equal = sum(a == b for a, b in zip(left["tokens"], lost["tokens"]))
+    row("lost, recompute", equal == count, f"{equal} of {count} equal after prefill was killed")
+    recompute.end()
+
+    fails = Child("decode", options, "1", port=21700, policy="fail")
+    fails.answer()
+    ended = fails.ask(json.dumps({"seed": 4, "params": lost_again["params"]}))
+    reasons = ended.get("reasons", [])
+    row("lost, fail", "error" in ended or all(reason == "error" for reason in reasons),
+        f"every request ends with an error: {ended.get('error', set(reasons))}")
+    fails.end()
 
 
 def run(options):
@@ -150,8 +184,8 @@ def run(options):
         print(f"{'passed' if good else 'FAILED':8} {name}: {what}", flush=True)
 
     begin = time.monotonic()
-    first = Child("prefill", options, 0, port=21500)
-    recompute = Child("decode", options, 1, port=21600, policy="recompute")
+    first = Child("prefill", options, "0", options.prefill_tp, port=21500)
+    recompute = Child("decode", options, "1", options.decode_tp, port=21600, policy="recompute")
     first.answer(), recompute.answer()
     count = len(LENGTHS)
 
@@ -174,21 +208,10 @@ def run(options):
     equal = sum(a == b for a, b in zip(back["tokens"], again["tokens"]))
     row("again", equal == count, f"{equal} of {count} equal with blocks that were used before")
 
-    lost, lost_again = first.ask("3"), first.ask("4")
-    first.process.kill()
-    first.process.wait()
-    left = recompute.ask(json.dumps({"seed": 3, "params": lost["params"]}))
-    equal = sum(a == b for a, b in zip(left["tokens"], lost["tokens"]))
-    row("lost, recompute", equal == count, f"{equal} of {count} equal after prefill was killed")
-    recompute.process.kill()
-
-    fails = Child("decode", options, 1, port=21700, policy="fail")
-    fails.answer()
-    ended = fails.ask(json.dumps({"seed": 4, "params": lost_again["params"]}))
-    reasons = ended.get("reasons", [])
-    row("lost, fail", "error" in ended or all(reason == "error" for reason in reasons),
-        f"every request ends with an error: {ended.get('error', set(reasons))}")
-    fails.process.kill()
+    if options.prefill_tp == options.decode_tp == 1:
+        lose(options, first, recompute, row)
+    for child in (first, recompute):
+        child.end()
     print(f"{len(rows)} checks in {time.monotonic() - begin:.0f} s; logs in {options.logs}")
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
@@ -203,6 +226,10 @@ def main():
     parser.add_argument("--connector", default="KvlaneConnector")
     parser.add_argument("--json")
     parser.add_argument("--logs", default="/tmp")
+    parser.add_argument("--prefill-tp", type=int, default=1)
+    parser.add_argument("--decode-tp", type=int, default=1)
+    parser.add_argument("--tp", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", default="bfloat16", help=argparse.SUPPRESS)
     parser.add_argument("--role", choices=("prefill", "decode"), help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--policy", default="fail", help=argparse.SUPPRESS)
