@@ -167,7 +167,9 @@ class _Worker:
             if request in self._ended:
                 return
             self._done[request] = self._done.get(request, 0) + 1
-            if self._done[request] < int(message["readers"]):
+            if len(self._done) > ENDED_MAX:  # of requests that were never leased here
+                self._done.pop(next(iter(self._done)))
+            if self._done.get(request, 0) < int(message["readers"]):
                 return
             if request in self._leases:
                 self._end_lease(request)
