@@ -7,7 +7,7 @@ import ctypes
 import enum
 import threading
 from dataclasses import dataclass
-from typing import Any, Iterable, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional
 
 from . import _library as lib
 from ._buffers import View, numbers_of, view_of
