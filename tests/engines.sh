@@ -36,3 +36,4 @@ fi
 cd "$place"
 "$vllm/bin/python" "$root/tests/engines/vllm_pair.py" "$place/tiny-llama" --logs "$place"
 "$vllm/bin/python" "$root/tests/engines/vllm_pair.py" "$place/tiny-llama" --logs "$place" --prefill-tp 2
+"$vllm/bin/python" "$root/tests/engines/vllm_pair.py" "$place/tiny-llama" --logs "$place" --decode-tp 2
