@@ -20,6 +20,8 @@ import time
 
 LENGTHS = (17, 31, 32, 33, 64, 200, 513, 1000)
 TOKENS = 24
+# Ranks of vLLM spin: with more of them than cores a process may not run for seconds.
+PATIENT = {"peer_timeout_ms": 15000, "connect_timeout_ms": 15000}
 BLOCK = 32
 
 
@@ -50,7 +52,12 @@ def engine(role, options, policy):
             engine_id=role,
             kv_role="kv_producer" if role == "prefill" else "kv_consumer",
             kv_load_failure_policy=policy,
-            kv_connector_extra_config={"port": options.port, "lease_s": 40, "transfer_s": 10},
+            kv_connector_extra_config={
+                "port": options.port,
+                "lease_s": 40,
+                "transfer_s": 20,
+                "settings": PATIENT,
+            },
         ),
     )
 
