@@ -125,19 +125,23 @@ class Transfers(unittest.TestCase):
 
     def test_a_wait_lets_other_threads_run(self):
         with Engine(LOOPBACK) as engine:
-            counted = []
+            ran, over = set(), threading.Event()
 
-            def count():
-                while not counted or counted[-1] < 1000:
-                    counted.append(len(counted))
+            def run():
+                while not over.is_set():
+                    ran.add(int(time.monotonic() * 100))
 
-            thread = threading.Thread(target=count)
-            begin = time.monotonic()
+            thread = threading.Thread(target=run)
             thread.start()
-            self.assertEqual(engine.poll(timeout=0.3), [])
-            self.assertGreaterEqual(time.monotonic() - begin, 0.29)
-            self.assertGreater(len(counted), 1000, "nobody else ran meanwhile")
+            begin = time.monotonic()
+            self.assertEqual(engine.poll(timeout=0.4), [])
+            end = time.monotonic()
+            over.set()
             thread.join()
+            self.assertGreaterEqual(end - begin, 0.39)
+            # Hundredths of a second well inside of the wait in which somebody else ran.
+            inside = [at for at in ran if begin + 0.05 < at / 100 < end - 0.05]
+            self.assertGreater(len(inside), 2, "nobody else ran meanwhile")
 
 
 class Refusals(unittest.TestCase):

@@ -94,7 +94,7 @@ class Side:
 
     def __init__(self, tp, heads, fill, pp=1, mla=False, **extra):
         self.tp = tp
-        extra = {"port": free_ports(tp), "settings": {"peer_timeout_ms": 1000}, **extra}
+        extra = {"port": free_ports(tp), "settings": {"peer_timeout_ms": 8000, "connect_timeout_ms": 8000}, **extra}
         config = SimpleNamespace(
             kv_transfer_config=SimpleNamespace(
                 kv_connector_extra_config=extra, engine_id=f"engine-{id(self)}"
