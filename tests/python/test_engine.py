@@ -6,9 +6,11 @@ import gc
 import threading
 import time
 import unittest
+import weakref
 
 import kvlane
 from kvlane import Access, Buffer, Code, Engine, Error, Kind
+from kvlane._buffers import view_of
 
 try:
     import numpy
@@ -103,8 +105,50 @@ class Transfers(unittest.TestCase):
             self.assertEqual(await_kind(pair.prefill, Kind.TRANSFER).code, Code.OK)
             got = theirs.reshape(-1, 1024)[::-1].reshape(-1)
             self.assertTrue((got == ours).all())
+        for wrong in (numpy.zeros((8, 8))[:, :4], numpy.frombuffer(b"read only", dtype="u1")):
+            with self.assertRaises(ValueError):
+                Engine(LOOPBACK).register(wrong)
+
+    @unittest.skipIf(numpy is None, "numpy is not installed")
+    def test_dlpack_is_taken_where_it_is(self):
+        class Tensor:
+            def __init__(self, array):
+                self.array = array
+
+            def __dlpack__(self):
+                return self.array.__dlpack__()
+
+        array = numpy.arange(1000, dtype=numpy.float32)
+        view = view_of(Tensor(array))
+        self.assertEqual((view.address, view.bytes, view.cuda), (array.ctypes.data, 4000, False))
         with self.assertRaises(ValueError):
-            Engine(LOOPBACK).register(numpy.zeros((8, 8))[:, :4])
+            view_of(Tensor(array.reshape(10, 100)[:, :50]))
+
+    def test_registered_memory_stays_whoever_forgets_it(self):
+        class Gone(bytearray):
+            pass
+
+        with Engine(LOOPBACK) as engine:
+            memory = Gone(4096)
+            watch = weakref.ref(memory)
+            registered = engine.register(memory, Access.REMOTE_WRITE)
+            handle = registered.handle
+            del memory, registered
+            gc.collect()
+            self.assertIsNotNone(watch(), f"{handle} is registered, and its memory was freed")
+            again = engine.register(watch(), Access.LOCAL)
+            again.deregister()
+            self.assertIsNotNone(watch())
+        gc.collect()
+        self.assertIsNone(watch(), "the engine is closed")
+
+    def test_close_waits_for_a_poll_of_another_thread(self):
+        engine = Engine(LOOPBACK)
+        thread = threading.Thread(target=lambda: engine.poll(timeout=60))
+        thread.start()
+        engine.close()
+        thread.join(PATIENCE)
+        self.assertFalse(thread.is_alive())
 
     def test_events_come_to_asyncio(self):
         async def move(pair):

@@ -43,7 +43,9 @@ def _contiguous(shape, strides, item: int) -> bool:
     return True
 
 
-def _from_interface(interface: dict, cuda: bool, keep: Any) -> View:
+def _from_interface(interface: dict, keep: Any) -> View:
+    if interface["data"][1]:
+        raise ValueError("memory must be writable")
     item = int(interface["typestr"][2:])
     shape = interface["shape"]
     count = 1
@@ -52,7 +54,7 @@ def _from_interface(interface: dict, cuda: bool, keep: Any) -> View:
     strides = interface.get("strides")
     if strides is not None and not _contiguous(shape, strides, item):
         raise ValueError("memory must be contiguous")
-    return View(int(interface["data"][0]), count * item, cuda, 0, keep)
+    return View(int(interface["data"][0]), count * item, False, 0, keep)
 
 
 def _from_dlpack(tensor: Any) -> View:
@@ -82,13 +84,10 @@ def view_of(memory: Any) -> View:
     """Where `memory` is. TypeError: it has no address; ValueError: it is not one piece."""
     if isinstance(memory, View):
         return memory
-    cuda = getattr(memory, "__cuda_array_interface__", None)
-    if cuda is not None:
-        return _from_interface(cuda, True, memory)
     interface = getattr(memory, "__array_interface__", None)
     if interface is not None:
-        return _from_interface(interface, False, memory)
-    if hasattr(memory, "__dlpack__"):
+        return _from_interface(interface, memory)
+    if hasattr(memory, "__dlpack__"):  # which says the device; the CUDA array interface does not
         return _from_dlpack(memory)
     try:
         flat = memoryview(memory)

@@ -6,12 +6,16 @@ import asyncio
 import ctypes
 import enum
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any, Mapping, Optional
 
 from . import _library as lib
 from ._buffers import View, numbers_of, view_of
 from ._library import kvl
+
+
+SLICE = 0.25  # seconds that a wait may outlive close()
 
 
 class Code(enum.IntEnum):
@@ -140,13 +144,13 @@ class Memory:
     """Registered memory. `handle` is a plain number that names it here and for peers: send it to them
     beside the engine's address."""
 
-    def __init__(self, engine: "Engine", handle: int, bytes: int, keep: Any):
-        self._engine, self.handle, self.bytes, self._keep = engine, handle, bytes, keep
+    def __init__(self, engine: "Engine", handle: int, bytes: int):
+        self._engine, self.handle, self.bytes = engine, handle, bytes
 
     def deregister(self) -> None:
         """After return no peer can reach it. EXHAUSTED while a transfer of ours uses it."""
         _check(kvl.kvl_memory_deregister(self._engine._open, self.handle))
-        self._keep = None
+        self._engine._keep.pop(self.handle, None)
 
     def __int__(self) -> int:
         return self.handle
@@ -197,7 +201,7 @@ class Engine:
         self._handle: Optional[int] = handle.value
         self._events = (lib.Event * 256)()
         self._polling = threading.Lock()
-        self._keep: dict[int, Any] = {}
+        self._keep: dict[int, Any] = {}  # registered memory, by handle
 
     @property
     def _open(self) -> int:
@@ -209,7 +213,9 @@ class Engine:
         """Open transfers end without an event; nothing touches memory after return."""
         handle, self._handle = self._handle, None
         if handle is not None:
-            kvl.kvl_engine_close(handle)
+            with self._polling:  # a poll() of another thread ends first
+                kvl.kvl_engine_close(handle)
+            self._keep.clear()
 
     def __enter__(self) -> "Engine":
         return self
@@ -266,7 +272,8 @@ class Engine:
         row.access = int(access)
         handle = ctypes.c_uint64()
         _check(kvl.kvl_memory_register(self._open, ctypes.byref(row), ctypes.byref(handle)))
-        return Memory(self, handle.value, row.bytes, keep)
+        self._keep[handle.value] = keep  # peers may write there, whoever forgets the Memory
+        return Memory(self, handle.value, row.bytes)
 
     def connect(self, address: str) -> int:
         """A peer's handle, at once; PEER_UP or PEER_DOWN follows. Transfers may be submitted
@@ -376,10 +383,15 @@ class Engine:
 
     def poll(self, timeout: float = 0) -> list[Event]:
         """Events, oldest first; waits for the first one for `timeout` seconds."""
+        end = time.monotonic() + timeout
         with self._polling:
             events = self._take()
-            if not events and timeout > 0 and kvl.kvl_wait(self._open, int(timeout * 1000)):
-                events = self._take()
+            while not events:
+                left = min(end - time.monotonic(), SLICE)
+                if left <= 0 or self._handle is None:  # close() waits for us
+                    break
+                if kvl.kvl_wait(self._open, int(left * 1000) + 1):
+                    events = self._take()
             return events
 
     def _take(self) -> list[Event]:
