@@ -127,7 +127,10 @@ void PrefixIndex::insert(const PromptKeys& prompt, std::uint32_t worker) {
       push_newest(slots_[slot_index], at);
     }
   }
-  const Slot& slot = slots_[slot_index];
+  trim(slots_[slot_index]);
+}
+
+void PrefixIndex::trim(const Slot& slot) {
   while (slot.tokens > slot.capacity) drop(slot.oldest);
 }
 
@@ -198,7 +201,7 @@ void PrefixIndex::set_capacity(std::uint32_t worker, std::uint64_t tokens) {
   if (index == kSlotsMax) return;
   Slot& slot = slots_[index];
   slot.capacity = tokens == 0 ? default_capacity_ : tokens;
-  while (slot.tokens > slot.capacity) drop(slot.oldest);
+  trim(slot);
 }
 
 PrefixIndex::Size PrefixIndex::size() const {

@@ -81,6 +81,7 @@ class PrefixIndex {
   void drop(Index at);
   void erase(std::size_t place);
   void grow();
+  void trim(const Slot& slot);  // to its capacity, oldest first
   void empty(Slot& slot);
 
   const std::uint64_t default_capacity_;

@@ -52,10 +52,7 @@ TEST(RouterCost, OnePrefixGoesToOnePrefillWorkerInPd) {
 
 TEST(RouterCost, WithoutPdAsWellAndBodiesThatAreNoJsonStillPass) {
   StubWorker one(StubWorker::answer_name("1")), two(StubWorker::answer_name("2"));
-  RouterOptions options;
-  options.workers = {one.url(), two.url()};
-  options.disable_health_check = true;
-  const RunningRouter router(options);
+  const RunningRouter router(in_front_of({&one, &two}));
   TestClient client(router.port());
   const std::string first = client.post("/v1/completions", prompt('a', 8000, "0")).body;
   for (int i = 1; i < 20; ++i) {
@@ -73,10 +70,7 @@ TEST(RouterCost, AQueueIsWeighedAgainstThePrefix) {
     peer.answer(200, "{}");
   };
   StubWorker one(slow), two(slow);
-  RouterOptions options;
-  options.workers = {one.url(), two.url()};
-  options.disable_health_check = true;
-  const RunningRouter router(options);
+  const RunningRouter router(in_front_of({&one, &two}));
   TestClient client(router.port());
   ASSERT_EQ(client.post("/generate", prompt('a', 8000, "")).status, 200);
   StubWorker& busy = asked(one) > 0 ? one : two;
@@ -94,10 +88,7 @@ TEST(RouterCost, AQueueIsWeighedAgainstThePrefix) {
 
 TEST(RouterCost, AFlushForgets) {
   StubWorker one, two;
-  RouterOptions options;
-  options.workers = {one.url(), two.url()};
-  options.disable_health_check = true;
-  const RunningRouter router(options);
+  const RunningRouter router(in_front_of({&one, &two}));
   TestClient client(router.port());
   ASSERT_EQ(client.post("/generate", prompt('a', 8000, "")).status, 200);
   EXPECT_GT(router.metric("kvlane_router_prefixes"), 0);
@@ -108,10 +99,7 @@ TEST(RouterCost, AFlushForgets) {
 TEST(RouterCost, AWorkerThatEndsLosesItsCache) {
   const ExpectLog state("fleet.worker_unhealthy");
   StubWorker one, two;
-  RouterOptions options;
-  options.workers = {one.url(), two.url()};
-  options.disable_health_check = true;
-  const RunningRouter router(options);
+  const RunningRouter router(in_front_of({&one, &two}));
   TestClient client(router.port());
   ASSERT_EQ(client.post("/generate", prompt('a', 8000, "")).status, 200);
   (asked(one) > 0 ? one : two).stop();
@@ -145,9 +133,7 @@ TEST(RouterCost, CapacityIsAskedFor) {
 TEST(RouterSessions, TheHeaderNamesTheSession) {
   StubWorker one(StubWorker::answer_name("1")), two(StubWorker::answer_name("2"));
   for (const char* policy : {"manual", "consistent_hashing"}) {
-    RouterOptions options;
-    options.workers = {one.url(), two.url()};
-    options.disable_health_check = true;
+    RouterOptions options = in_front_of({&one, &two});
     options.policy = policy;
     const RunningRouter router(options);
     TestClient client(router.port());

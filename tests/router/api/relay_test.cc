@@ -294,10 +294,8 @@ TEST(Refusals, AClientThatIsTooSlowIsCutOff) {
 
 TEST(Aggregated, OneWorkerGetsTheBodyAsItIs) {
   StubWorker one(StubWorker::answer_name("1")), two(StubWorker::answer_name("2"));
-  RouterOptions options;
-  options.disable_health_check = true;
+  RouterOptions options = in_front_of({&one, &two});
   options.policy = "round_robin";
-  options.workers = {one.url(), two.url()};
   const RunningRouter router(options);
   TestClient client(router.port());
   std::map<std::string, int> names;

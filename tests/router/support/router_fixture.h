@@ -104,6 +104,14 @@ inline RouterOptions pd_options(std::initializer_list<StubWorker*> prefill,
   return options;
 }
 
+// Options without P/D over these stubs.
+inline RouterOptions in_front_of(std::initializer_list<const StubWorker*> workers) {
+  RouterOptions options;
+  options.disable_health_check = true;
+  for (const StubWorker* worker : workers) options.workers.push_back(worker->url());
+  return options;
+}
+
 // A script that answers nothing and notes that the router closed the connection.
 inline StubWorker::Script wait_for_close(Gate& closed) {
   return [&closed](StubPeer& peer, const StubRequest&) {

@@ -68,16 +68,9 @@ RouterOptions secure(RouterOptions options, bool mutual) {
   return options;
 }
 
-RouterOptions in_front_of(const StubWorker& worker) {
-  RouterOptions options;
-  options.workers = {worker.url()};
-  options.disable_health_check = true;
-  return options;
-}
-
 TEST(RouterTls, Speaks13AndNothingOlderOrPlain) {
   const StubWorker worker(StubWorker::answer_name("w"));
-  const RunningRouter router(secure(in_front_of(worker), false));
+  const RunningRouter router(secure(in_front_of({&worker}), false));
   const Outcome answer = curl(router.port(), "/generate", trust() + " -d '{}'");
   EXPECT_EQ(answer.output, "{\"name\":\"w\"}");
   const std::string connect =
@@ -94,7 +87,7 @@ TEST(RouterTls, Speaks13AndNothingOlderOrPlain) {
 
 TEST(RouterTls, VersionTwoIsSpokenWhereItIsAllowed) {
   const StubWorker worker;
-  RouterOptions options = secure(in_front_of(worker), false);
+  RouterOptions options = secure(in_front_of({&worker}), false);
   options.tls_allow_1_2 = true;
   const RunningRouter router(options);
   EXPECT_EQ(curl(router.port(), "/health", trust() + " --tls-max 1.2").output, "OK");
@@ -106,7 +99,7 @@ TEST(RouterTls, ClientsMustShowACertificateOfTheAuthority) {
   certs().issue("stranger", "other", 2);
   certs().issue("late", "ca", -1);
   const StubWorker worker(StubWorker::answer_name("w"));
-  const RunningRouter router(secure(in_front_of(worker), true));
+  const RunningRouter router(secure(in_front_of({&worker}), true));
   EXPECT_EQ(curl(router.port(), "/generate", trust() + show("client") + " -d '{}'").output,
             "{\"name\":\"w\"}");
   for (const std::string& shown : {std::string(), show("stranger"), show("late")}) {
@@ -119,7 +112,7 @@ TEST(RouterTls, ClientsMustShowACertificateOfTheAuthority) {
 
 TEST(RouterTls, AHandshakeThatDoesNotEndIsCut) {
   const StubWorker worker;
-  RouterOptions options = secure(in_front_of(worker), false);
+  RouterOptions options = secure(in_front_of({&worker}), false);
   options.header_timeout_secs = 0.2;
   const RunningRouter router(options);
   TestClient silent(router.port()), half(router.port());
@@ -132,7 +125,7 @@ TEST(RouterTls, LargeBodiesAndStreamsPass) {
   StubWorker worker([](StubPeer& peer, const StubRequest& request) {
     peer.answer(200, "\"" + std::to_string(request.body.size()) + std::string(3 << 20, 'y') + "\"");
   });
-  const RunningRouter router(secure(in_front_of(worker), false));
+  const RunningRouter router(secure(in_front_of({&worker}), false));
   const std::string body = testing::TempDir() + "kvlane_tls_body." + std::to_string(::getpid());
   std::ofstream(body) << "\"" << std::string(5 << 20, 'x') << "\"";
   const Outcome answer = curl(router.port(), "/generate", trust() + " --data-binary @" + body);
@@ -153,8 +146,8 @@ TEST(RouterTls, APrefillDecodeRequestOverTlsOnAllLegs) {
     EXPECT_TRUE(!generate || prefill.wait_requests(++asked, "/generate"));
     StubWorker::answer_name("d")(peer, request);
   });
-  const RunningRouter prefill_end(secure(in_front_of(prefill), true));
-  const RunningRouter decode_end(secure(in_front_of(decode), true));
+  const RunningRouter prefill_end(secure(in_front_of({&prefill}), true));
+  const RunningRouter decode_end(secure(in_front_of({&decode}), true));
   RouterOptions options;
   options.pd_disaggregation = true;
   options.prefill = {{url(prefill_end.port(), ""), 8998}};
@@ -179,7 +172,7 @@ TEST(RouterTls, AWorkerThatIsNotTrustedGetsNothing) {
   const ExpectLog tls("http.tls_failed"), state("fleet.worker_unhealthy");
   StubWorker stub;
   certs().authority("foreign");
-  const RunningRouter worker(secure(in_front_of(stub), false));
+  const RunningRouter worker(secure(in_front_of({&stub}), false));
   RouterOptions options;
   options.workers = {url(worker.port(), "")};
   options.disable_health_check = true;
@@ -201,7 +194,7 @@ TEST(RouterTls, FilesAreCheckedWhenItOpens) {
   certs().issue("open", "ca", 2);
   ::chmod(certs().key("open").c_str(), 0644);
   const auto wrong = [&](const std::string& cert, const std::string& key, const std::string& word) {
-    RouterOptions options = in_front_of(worker);
+    RouterOptions options = in_front_of({&worker});
     options.host = "127.0.0.1";
     options.port = 0;
     options.tls_cert_path = cert;
@@ -222,7 +215,7 @@ TEST(RouterTls, CertificatesAreReadAnew) {
   const StubWorker worker;
   const std::string cert = certs().cert("rotated"), key = certs().key("rotated");
   certs().issue("rotated", "ca", 2);
-  RouterOptions options = in_front_of(worker);
+  RouterOptions options = in_front_of({&worker});
   options.tls_cert_path = cert;
   options.tls_key_path = key;
   const RunningRouter router(options);
@@ -329,7 +322,7 @@ TEST(RouterSecret, KeysForClientsTheTokenForOperators) {
   const std::string keys = testing::TempDir() + "kvlane_keys." + std::to_string(::getpid());
   std::ofstream(keys) << "# clients\nkey-of-a-client-1\n";
   ::chmod(keys.c_str(), 0600);
-  RouterOptions options = in_front_of(worker);
+  RouterOptions options = in_front_of({&worker});
   options.secrets = *Secrets::parse(kSecret);
   options.api_key_file = keys;
   const RunningRouter router(options);
@@ -361,7 +354,7 @@ TEST(RouterSecret, KeysForClientsTheTokenForOperators) {
 TEST(ListenersBeyondLoopback, NeedASecretOrSayInsecure) {
   const StubWorker worker;
   std::string error;
-  RouterOptions router = in_front_of(worker);
+  RouterOptions router = in_front_of({&worker});
   router.host = "0.0.0.0";
   router.port = 0;
   EXPECT_EQ(Router::open(router, &error).code(), Code::permission);

@@ -302,12 +302,7 @@ int run(const std::vector<std::string>& words) {
   libfabric::FabricConfig config;
   config.op_bytes = 1 << 20;
   if (fake) {
-    test::FakeOptions options;
-    options.instant = true;
-    options.tx_size = 1024;
-    options.rx_size = 256;
-    options.again = 0;
-    test::FakeProvider provider(options);
+    test::FakeProvider provider(test::measured());
     compare(provider.api(), config, shape, number(3, 2), true, only);
     return 0;
   }

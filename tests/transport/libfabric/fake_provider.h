@@ -74,6 +74,16 @@ struct FakeOptions {
   int receive_retries = 40;     // until status 10
 };
 
+// For measurements: no packets, no refusals, queues of a device's size.
+inline FakeOptions measured() {
+  FakeOptions options;
+  options.instant = true;
+  options.tx_size = 1024;
+  options.rx_size = 256;
+  options.again = 0;
+  return options;
+}
+
 class FakeProvider {
  public:
   explicit FakeProvider(FakeOptions given = {}, FakeWire* wire = nullptr);

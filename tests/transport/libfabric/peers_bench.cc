@@ -207,12 +207,7 @@ int run(const std::vector<std::string>& words) {
     counts.push_back(std::strtoull(words[i].c_str(), nullptr, 10));
   }
   if (counts.empty()) counts = {1, 10, 100, 1000};
-  test::FakeOptions options;
-  options.instant = true;
-  options.tx_size = 1024;
-  options.rx_size = 256;
-  options.again = 0;
-  test::FakeProvider provider(options);
+  test::FakeProvider provider(test::measured());
   const auto fabric = libfabric::make_transport({}, provider.api());
   const Device device = fabric->devices().at(0);
   measure(
